@@ -378,33 +378,8 @@ func TestClientMethods(t *testing.T) {
 
 	ch, err := c.Channel()
 	must(t, err)
-	must(t, ch.ExchangeDeclare("x", "topic", true, false, true, false, amqp.Table{"alternate-exchange": "ae"}))
-	must(t, ch.ExchangeBind("dst", "key", "src", false, nil))
-	must(t, ch.ExchangeUnbind("dst", "key", "src", false, nil))
-	must(t, ch.ExchangeDelete("x", true, false))
-	q, err := ch.QueueDeclare("", false, true, true, false, nil)
-	must(t, err)
-	if q.Name != "amq.gen-1" || q.Messages != 3 || q.Consumers != 4 {
-		t.Errorf("queue %+v", q)
-	}
-	must(t, ch.QueueBind("q", "k", "x", false, nil))
-	must(t, ch.QueueUnbind("q", "k", "x", nil))
-	if n, err := ch.QueuePurge("q", false); err != nil || n != 5 {
-		t.Error(n, err)
-	}
-	if n, err := ch.QueueDelete("q", true, true, false); err != nil || n != 6 {
-		t.Error(n, err)
-	}
-	must(t, ch.Qos(10, 0, true))
-	d, ok, err := ch.Get("q", false)
-	if err != nil || !ok || d.DeliveryTag != 77 || d.MessageCount != 8 || string(d.Body) != "got" || d.DeliveryMode != 2 {
-		t.Errorf("get: %+v %v %v", d, ok, err)
-	}
-	must(t, d.Nack(true, true))
-	must(t, d.Reject(true))
-	if _, ok, err := ch.Get("q", true); ok || err != nil {
-		t.Error(ok, err)
-	}
+	callObjectMethods(t, ch)
+	callBasicMethods(t, ch)
 	must(t, ch.Tx())
 	must(t, ch.TxCommit())
 	must(t, ch.TxRollback())
@@ -444,5 +419,42 @@ func TestClientMethods(t *testing.T) {
 	}
 	if v, ok := LookupTable(start.ClientProperties, "connection_name"); !ok || v.String() != "codec test" {
 		t.Errorf("connection_name is %v", v)
+	}
+}
+
+// callObjectMethods calls the exchange and queue classes.
+func callObjectMethods(t *testing.T, ch *amqp.Channel) {
+	t.Helper()
+	must(t, ch.ExchangeDeclare("x", "topic", true, false, true, false, amqp.Table{"alternate-exchange": "ae"}))
+	must(t, ch.ExchangeBind("dst", "key", "src", false, nil))
+	must(t, ch.ExchangeUnbind("dst", "key", "src", false, nil))
+	must(t, ch.ExchangeDelete("x", true, false))
+	q, err := ch.QueueDeclare("", false, true, true, false, nil)
+	must(t, err)
+	if q.Name != "amq.gen-1" || q.Messages != 3 || q.Consumers != 4 {
+		t.Errorf("queue %+v", q)
+	}
+	must(t, ch.QueueBind("q", "k", "x", false, nil))
+	must(t, ch.QueueUnbind("q", "k", "x", nil))
+	if n, err := ch.QueuePurge("q", false); err != nil || n != 5 {
+		t.Error(n, err)
+	}
+	if n, err := ch.QueueDelete("q", true, true, false); err != nil || n != 6 {
+		t.Error(n, err)
+	}
+}
+
+// callBasicMethods calls what the basic class has besides publish and consume.
+func callBasicMethods(t *testing.T, ch *amqp.Channel) {
+	t.Helper()
+	must(t, ch.Qos(10, 0, true))
+	d, ok, err := ch.Get("q", false)
+	if err != nil || !ok || d.DeliveryTag != 77 || d.MessageCount != 8 || string(d.Body) != "got" || d.DeliveryMode != 2 {
+		t.Errorf("get: %+v %v %v", d, ok, err)
+	}
+	must(t, d.Nack(true, true))
+	must(t, d.Reject(true))
+	if _, ok, err := ch.Get("q", true); ok || err != nil {
+		t.Error(ok, err)
 	}
 }

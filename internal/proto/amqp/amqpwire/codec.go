@@ -15,8 +15,9 @@ type codec struct {
 	err *Error
 }
 
-// parseArgs fills m from args; strings, byte strings and tables are copied.
-func parseArgs(args []byte, m Method) error {
+// ParseArgs reads the arguments of the method m, as [SplitMethod] returned
+// them, into m. Strings, byte strings and tables are copied.
+func ParseArgs(args []byte, m Method) error {
 	c := codec{buf: args}
 	m.visit(&c)
 	if c.err == nil && len(c.buf) > 0 {

@@ -44,8 +44,8 @@ type Frame struct {
 // no limit but that of the size field, and the caller has to bound what it
 // buffers. Like RabbitMQ it tolerates payloads of up to frameMax bytes, as
 // some clients forget the overhead. Wrong types and sizes are found as soon as
-// the seven octets in front of the payload are there; heartbeats with a payload or on a
-// channel are refused.
+// the seven octets in front of the payload are there. Heartbeats with a payload
+// or on a channel are refused.
 func ParseFrame(b []byte, frameMax uint32) (f Frame, n int, err error) {
 	if len(b) < FrameHeaderSize {
 		if len(b) > 0 && !validFrameType(FrameType(b[0])) {

@@ -148,15 +148,11 @@ func ParseMethod(payload []byte) (Method, error) {
 		return nil, &Error{Code: CommandInvalid, Explanation: "unimplemented method", Method: id}
 	}
 	m := spec.alloc()
-	if err := parseArgs(args, m); err != nil {
+	if err := ParseArgs(args, m); err != nil {
 		return nil, err
 	}
 	return m, nil
 }
-
-// ParseArgs reads the arguments of the method m, as [SplitMethod] returned
-// them, into m.
-func ParseArgs(args []byte, m Method) error { return parseArgs(args, m) }
 
 // AppendMethod appends the payload of a method frame. It fails if a short
 // string is longer than 255 bytes or a table is malformed; then dst is returned
