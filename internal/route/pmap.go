@@ -198,7 +198,7 @@ func (n *pmapNode[V]) set(o *owner, hash uint64, depth int, e pmapEntry[V]) (_ *
 	// Two keys for one place: both go one level down.
 	old := n.entries[at]
 	var child *pmapNode[V]
-	child, _ = child.set(o, rehash(old.key, hash), depth+1, old)
+	child, _ = child.set(o, rehash(old.key), depth+1, old)
 	child, _ = child.set(o, hash, depth+1, e)
 	n.entries = slices.Delete(n.entries, at, at+1)
 	n.entryBits &^= bit
@@ -208,8 +208,8 @@ func (n *pmapNode[V]) set(o *owner, hash uint64, depth int, e pmapEntry[V]) (_ *
 }
 
 // rehash returns the hash of a stored key. It is a variable only so that tests
-// can make keys collide, who know the hash of the other key.
-var rehash = func(key string, _ uint64) uint64 { return hashString(key) }
+// can make keys collide.
+var rehash = hashString
 
 func (n *pmapNode[V]) remove(o *owner, hash uint64, depth int, key string) (_ *pmapNode[V], removed bool) {
 	if n == nil {
