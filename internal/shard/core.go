@@ -1,0 +1,394 @@
+package shard
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"time"
+
+	"go.etcd.io/raft/v3"
+	pb "go.etcd.io/raft/v3/raftpb"
+
+	"github.com/sluicemq/sluice/internal/buf"
+	"github.com/sluicemq/sluice/internal/msg"
+	"github.com/sluicemq/sluice/internal/wal"
+)
+
+// Errors that a Result carries when a submission was not applied.
+var (
+	// ErrFailed: the log failed for good; whether the submission survives is unknown.
+	ErrFailed = errors.New("shard: the write-ahead log failed")
+	// ErrStopped: the shard was stopped before the submission was ordered.
+	ErrStopped = errors.New("shard: stopped")
+)
+
+// Log is where entries are made durable; *wal.Log is one.
+type Log interface {
+	Submit(appends ...wal.Append)
+	MaxPayload() int
+}
+
+// Sender carries messages to the other replicas of the shard. Called by the owner of
+// the Core; it must not block. Delivery is not guaranteed.
+type Sender interface {
+	Send(shard uint32, out []Outgoing)
+	// Forward offers submissions of a link to the node that leads.
+	Forward(shard uint32, to uint64, parts []msg.Part)
+}
+
+// Outgoing is a raft message with the payloads of its entries.
+type Outgoing struct {
+	Msg    *pb.Message
+	Bodies []Body // one per entry of Msg
+}
+
+// Body is an entry's payload: in memory, or in the WAL at Pos when Bytes is nil.
+type Body struct {
+	Bytes []byte
+	Pos   wal.Position
+	CRC   uint32
+}
+
+// Cut is a finished checkpoint, to be made durable by the receiver.
+type Cut struct {
+	Shard       uint32
+	Index, Term uint64
+	Keys        []KV
+}
+
+// KV is a changed key of a checkpoint; Value nil means that it was deleted.
+type KV struct{ Key, Value []byte }
+
+// Config makes a Core. Fields without a default are required.
+type Config struct {
+	ID          uint32
+	Incarnation uint64
+	Node        uint64   // this replica's raft id, not 0
+	Voters      []uint64 // all replicas, this one included
+	Link        uint64   // this node's link, see LinkID
+	Log         Log
+	Machine     Machine
+	Sender      Sender           // nil with one voter
+	Now         func() time.Time // default time.Now
+	// Post hands a function to the owner of the Core, from any goroutine.
+	Post func(func())
+	// Checkpoint receives finished cuts; the receiver posts Core.CheckpointDone. nil:
+	// no checkpoints.
+	Checkpoint func(Cut)
+	// A checkpoint begins after so many entries or payload bytes; defaults 200,000 and
+	// 128 MiB.
+	CheckpointEntries uint64
+	CheckpointBytes   int64
+	// MaxInflight is how many proposals may be on their way to the WAL; default 2 with
+	// one voter, 8 with more.
+	MaxInflight int
+	// ElectionTicks is the election timeout; heartbeats are sent each tick. Default 10.
+	ElectionTicks int
+	// Blocked is told when the disk refuses the shard's writes and when it takes them
+	// again. May be nil.
+	Blocked func(bool)
+}
+
+// settleDelay is how long operations that nobody waits for may wait for company.
+const settleDelay = 5 * time.Millisecond
+
+// batchBytesMax bounds one proposal; batchPartsMax the work of applying it.
+const (
+	batchBytesMax = 4 << 20
+	batchPartsMax = 1024
+)
+
+// Core is a shard without goroutines. See the package comment; owned by one goroutine.
+type Core struct {
+	cfg   Config
+	rn    *raft.RawNode
+	log   *entryLog
+	links links
+	clock clock
+
+	pending  pending           // this node's submissions, not applied yet
+	offered  []offer           // of other nodes, for the leader to propose
+	expect   map[uint64]uint64 // per link, the last proposed sequence; while leading
+	parked   map[uint64]*payload
+	incoming map[entryKey]*payload // bodies that arrived with the message being stepped
+	gen      uint64                // last proposal number
+	inflight int                   // proposals between Propose and durable
+	builder  msg.Builder           // the leader's own operations
+	driven   bool                  // the builder holds something urgent
+
+	lead    uint64 // raft id of the leader, 0 if unknown
+	leading bool   // this node leads and its first entry is applied
+	term    uint64
+
+	durable uint64 // entries up to here are durable on this node
+	applied uint64
+	applyQ  []*pb.Message // MsgStorageApply in order
+	applyAt int           // entries of applyQ[0] that are applied
+	timeMS  int64         // shard time of the last applied batch
+	retry   []*appendReq  // refused for lack of space, in order
+	starved bool          // Blocked(true) was said
+	failed  error
+	stopped bool
+	cut     cutter
+	idle    int // ticks without progress of what is pending at another leader
+	heard   map[uint64]time.Time
+}
+
+type offer struct {
+	part  msg.Part
+	chunk *buf.Chunk
+}
+
+// appendReq is a write on its way to the WAL.
+type appendReq struct {
+	records []wal.Record
+	indexes []uint64 // of the entries among records; 0 for others
+	resps   []*pb.Message
+	last    uint64 // highest entry index, 0 if none
+	own     int    // proposals among them
+}
+
+// Restored is what recovery hands to NewCore.
+type Restored struct {
+	Checkpoint uint64 // index of the checkpoint loaded into the machine, 0 = none
+	Term       uint64 // its term
+	Wal        *wal.RecoveredShard
+	Replay     func(from uint64, fn func(wal.Entry) error) error
+	Links      []byte // from the checkpoint
+	TimeMS     int64
+}
+
+// NewCore recovers a shard: the machine already holds the checkpoint, the entries
+// after it are replayed.
+func NewCore(cfg Config, r Restored) (*Core, error) {
+	cfg.setDefaults()
+	c := &Core{
+		cfg: cfg, expect: map[uint64]uint64{}, parked: map[uint64]*payload{},
+		incoming: map[entryKey]*payload{},
+		links:    links{last: map[uint64]uint64{}}, heard: map[uint64]time.Time{},
+		timeMS: r.TimeMS, applied: r.Checkpoint,
+	}
+	if r.Links != nil {
+		if err := c.links.decode(r.Links); err != nil {
+			return nil, err
+		}
+	}
+	if err := c.recoverLog(r); err != nil {
+		return nil, err
+	}
+	rn, err := raft.NewRawNode(&raft.Config{
+		ID: cfg.Node, ElectionTick: cfg.ElectionTicks, HeartbeatTick: 1,
+		Storage: c.log, Applied: c.applied, AsyncStorageWrites: true,
+		MaxSizePerMsg: 0, MaxCommittedSizePerReady: 64 << 10,
+		MaxUncommittedEntriesSize: math.MaxUint64, MaxInflightMsgs: 32,
+		CheckQuorum: true, PreVote: true, DisableProposalForwarding: true,
+		Logger: quietLogger{},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("shard %d: %w", cfg.ID, err)
+	}
+	c.rn = rn
+	if len(cfg.Voters) == 1 {
+		if err := rn.Campaign(); err != nil {
+			return nil, fmt.Errorf("shard %d: %w", cfg.ID, err)
+		}
+	}
+	return c, nil
+}
+
+func (c *Config) setDefaults() {
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.CheckpointEntries == 0 {
+		c.CheckpointEntries = 200_000
+	}
+	if c.CheckpointBytes == 0 {
+		c.CheckpointBytes = 128 << 20
+	}
+	if c.MaxInflight == 0 {
+		c.MaxInflight = 2
+		if len(c.Voters) > 1 {
+			c.MaxInflight = 8
+		}
+	}
+	if c.ElectionTicks == 0 {
+		c.ElectionTicks = 10
+	}
+}
+
+// recoverLog rebuilds the entry log from the WAL and applies what is known to be
+// committed: with one voter everything that is durable is.
+func (c *Core) recoverLog(r Restored) error {
+	first, prevTerm := r.Checkpoint+1, r.Term
+	hs := wal.HardState{}
+	if r.Wal != nil {
+		hs = r.Wal.HardState
+		has := r.Wal.FirstEntry > 0 && r.Wal.LastIndex >= r.Wal.FirstEntry
+		if has && r.Wal.FirstEntry > r.Checkpoint+1 {
+			return fmt.Errorf("shard %d: the write-ahead log begins at entry %d, the checkpoint ends at %d", c.cfg.ID, r.Wal.FirstEntry, r.Checkpoint)
+		}
+		if has && len(c.cfg.Voters) > 1 && r.Wal.FirstEntry == r.Wal.FirstIndex {
+			first, prevTerm = r.Wal.FirstEntry, r.Wal.FirstTerm // a follower may need older ones
+		}
+	}
+	c.log = newEntryLog(first, prevTerm, c.cfg.Voters)
+	commit := hs.Commit
+	if r.Wal != nil && r.Replay != nil {
+		if len(c.cfg.Voters) == 1 {
+			commit = r.Wal.LastIndex
+		}
+		if err := c.replay(r, commit); err != nil {
+			return err
+		}
+	}
+	c.durable = c.log.last()
+	commit = min(max(commit, c.applied), c.log.last())
+	c.log.hs = pb.HardState{Term: new(max(hs.Term, c.log.termOf(c.log.last()))), Vote: new(hs.Vote), Commit: new(commit)}
+	return nil
+}
+
+func (c *Core) replay(r Restored, commit uint64) error {
+	return r.Replay(r.Checkpoint+1, func(e wal.Entry) error {
+		if e.Index < c.log.first {
+			return nil
+		}
+		if e.Damaged && e.Index > r.Checkpoint {
+			return fmt.Errorf("shard %d: entry %d at %d+%d of the write-ahead log is damaged", c.cfg.ID, e.Index, e.Pos.Seq, e.Pos.Off)
+		}
+		s := slot{len: e.Pos.Len, crc: e.PayloadCRC, pos: e.Pos}
+		if e.Pos.Len > 0 {
+			s.gen = e.Index // any number: proposals of the past are never matched again
+		}
+		if e.Index > commit && e.Payload != nil {
+			s.mem = &payload{vec: [][]byte{append([]byte(nil), e.Payload...)}, crc: e.PayloadCRC, size: len(e.Payload)}
+		}
+		c.log.put(e.Index, e.Term, s)
+		if e.Index <= r.Checkpoint || e.Index > commit {
+			return nil
+		}
+		c.applied = e.Index
+		return c.applyBytes(e.Index, e.Payload, e.Pos)
+	})
+}
+
+// Submit queues a submission of this node. Its Completer is called when it was
+// applied here.
+func (c *Core) Submit(s Sub) {
+	if c.failed != nil || c.stopped {
+		s.fail(c.cfg.ID, c.failure())
+		return
+	}
+	c.pending.push(s, c.cfg.Now())
+}
+
+func (c *Core) failure() error {
+	if c.failed != nil {
+		return fmt.Errorf("%w: %w", ErrFailed, c.failed)
+	}
+	return ErrStopped
+}
+
+// Offer queues submissions of another node's link; only a leader takes them. The
+// bytes are kept.
+func (c *Core) Offer(parts []msg.Part) {
+	if !c.leading {
+		return
+	}
+	for _, p := range parts {
+		c.offered = append(c.offered, offer{part: p})
+	}
+}
+
+// entryKey tells entries of different leaders at one index apart.
+type entryKey struct{ index, term uint64 }
+
+// Receive steps a raft message that arrived with the bodies of its entries. What raft
+// accepts of it is on its way to the WAL when it returns; the rest is forgotten.
+func (c *Core) Receive(m *pb.Message, bodies []Body) {
+	if c.failed != nil || c.stopped {
+		return
+	}
+	c.heard[m.GetFrom()] = c.cfg.Now()
+	c.ready()
+	for i, e := range m.GetEntries() {
+		if i < len(bodies) && bodies[i].Bytes != nil {
+			b := bodies[i]
+			c.incoming[entryKey{e.GetIndex(), e.GetTerm()}] = &payload{vec: [][]byte{b.Bytes}, crc: b.CRC, size: len(b.Bytes)}
+		}
+	}
+	_ = c.rn.Step(m) // an error means that the message is stale
+	c.ready()
+	clear(c.incoming)
+}
+
+// Tick advances raft's timers; only needed with more than one voter.
+func (c *Core) Tick() {
+	c.rn.Tick()
+	if len(c.retry) > 0 {
+		c.resubmit()
+	}
+	if c.pending.len() == 0 || c.lead == c.cfg.Node {
+		c.idle = 0
+		return
+	}
+	if c.idle++; c.idle >= c.cfg.ElectionTicks {
+		c.idle = 0
+		c.forward()
+	}
+}
+
+// Leading reports whether this node may act as leader now: its term has begun and its
+// lease holds.
+func (c *Core) Leading() bool { return c.leading && c.leaseHolds() }
+
+// leaseShare is the share of the election timeout for which a quorum's word is good.
+const leaseShare = 0.8
+
+// TickEvery is the real time between two calls of Tick.
+const TickEvery = 50 * time.Millisecond
+
+func (c *Core) leaseHolds() bool {
+	need := len(c.cfg.Voters) / 2 // others, besides this one
+	if need == 0 {
+		return true
+	}
+	limit := time.Duration(leaseShare * float64(c.cfg.ElectionTicks) * float64(TickEvery))
+	now := c.cfg.Now()
+	for _, v := range c.cfg.Voters {
+		if t, ok := c.heard[v]; ok && v != c.cfg.Node && now.Sub(t) < limit {
+			need--
+		}
+	}
+	return need <= 0
+}
+
+// Applied returns the index of the last applied entry.
+func (c *Core) Applied() uint64 { return c.applied }
+
+// Term returns the current raft term and whether this node leads it.
+func (c *Core) Term() (term uint64, leading bool) { return c.term, c.leading }
+
+// Turn does what there is to do: apply, drive the machine, propose, hand writes to the
+// WAL. It returns true when it should be called again without waiting for input.
+func (c *Core) Turn() (more bool) {
+	if c.failed != nil {
+		return false
+	}
+	c.ready()
+	more = c.applyCommitted()
+	c.ready()
+	if c.Leading() {
+		if c.cfg.Machine.Drive(&c.builder) {
+			more = true
+		}
+	}
+	if c.propose() {
+		more = true
+	}
+	c.ready()
+	return c.cut.advance(c) || more
+}
+
+// WaitUntil returns when Turn must be called although nothing arrived; zero if never.
+func (c *Core) WaitUntil() time.Time { return c.pending.lazyUntil() }

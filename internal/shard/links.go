@@ -1,0 +1,88 @@
+package shard
+
+import (
+	"encoding/binary"
+	"fmt"
+	"slices"
+)
+
+// LinkID makes the id of a link out of the node and the number of its start.
+func LinkID(node uint32, incarnation uint32) uint64 {
+	return uint64(node)<<32 | uint64(incarnation)
+}
+
+func linkNode(id uint64) uint32 { return uint32(id >> 32) }
+
+// links is the replicated table of links: the last accepted sequence of each. One
+// incarnation a node: O(nodes).
+type links struct {
+	last map[uint64]uint64
+}
+
+type verdict uint8
+
+const (
+	linkAccept verdict = iota
+	linkDuplicate
+	linkGap
+	linkStale // of an incarnation that a newer one has ended
+)
+
+// check says what accept would, without changing anything.
+func (l *links) check(id, seq uint64) verdict {
+	for other := range l.last {
+		if linkNode(other) == linkNode(id) && other > id {
+			return linkStale
+		}
+	}
+	switch last := l.last[id]; {
+	case seq <= last:
+		return linkDuplicate
+	case seq != last+1:
+		return linkGap
+	}
+	return linkAccept
+}
+
+// accept records the sequence if it is the next one of its link.
+func (l *links) accept(id, seq uint64) verdict {
+	v := l.check(id, seq)
+	if v != linkAccept {
+		return v
+	}
+	if _, known := l.last[id]; !known {
+		for other := range l.last {
+			if linkNode(other) == linkNode(id) {
+				delete(l.last, other)
+			}
+		}
+	}
+	l.last[id] = seq
+	return linkAccept
+}
+
+// encode gives the table's bytes, equal for equal tables.
+func (l *links) encode() []byte {
+	ids := make([]uint64, 0, len(l.last))
+	for id := range l.last {
+		ids = append(ids, id)
+	}
+	slices.Sort(ids)
+	b := make([]byte, 0, 16*len(ids))
+	for _, id := range ids {
+		b = binary.LittleEndian.AppendUint64(b, id)
+		b = binary.LittleEndian.AppendUint64(b, l.last[id])
+	}
+	return b
+}
+
+func (l *links) decode(b []byte) error {
+	if len(b)%16 != 0 {
+		return fmt.Errorf("shard: link table of %d bytes", len(b))
+	}
+	l.last = make(map[uint64]uint64, len(b)/16)
+	for ; len(b) > 0; b = b[16:] {
+		l.last[binary.LittleEndian.Uint64(b)] = binary.LittleEndian.Uint64(b[8:])
+	}
+	return nil
+}

@@ -1,0 +1,139 @@
+package shard
+
+import (
+	"sync/atomic"
+	"time"
+
+	"github.com/sluicemq/sluice/internal/buf"
+	"github.com/sluicemq/sluice/internal/msg"
+)
+
+// Sub is a submission handed to a shard. The reference to Chunk passes to the shard.
+type Sub struct {
+	Chunk *buf.Chunk
+	Done  Completer // nil: nobody wants to know
+	Token uint64
+	// Lazy: nobody waits for it, so it may wait a little for company.
+	Lazy bool
+
+	size    int64         // bytes that count against the sender's bound
+	account *atomic.Int64 // where they are counted
+}
+
+// finish gives back what the submission held.
+func (s *Sub) finish() {
+	s.Chunk.Release()
+	if s.account != nil {
+		s.account.Add(-s.size)
+	}
+}
+
+func (s *Sub) fail(shard uint32, err error) {
+	s.finish()
+	if s.Done != nil {
+		s.Done.Completed(shard, s.Token, Result{Err: err})
+	}
+}
+
+// pending is the queue of this node's submissions that have not been applied: the
+// sender's side of its link. Sequences are consecutive from head on.
+type pending struct {
+	subs     []Sub
+	at       int       // subs[at] has sequence head
+	head     uint64    // sequence of the first one; 0 before anything
+	urgent   int       // number of submissions not yet proposed that are not lazy
+	next     int       // index in subs of the next one to propose
+	lazyFrom time.Time // when the oldest unproposed lazy one arrived
+}
+
+func (p *pending) len() int { return len(p.subs) - p.at }
+
+func (p *pending) push(s Sub, now time.Time) {
+	if p.head == 0 {
+		p.head = 1
+	}
+	if p.at > 0 && len(p.subs) == cap(p.subs) {
+		n := copy(p.subs, p.subs[p.at:])
+		clear(p.subs[n:])
+		p.subs, p.next, p.at = p.subs[:n], p.next-p.at, 0
+	}
+	if !s.Lazy {
+		p.urgent++
+	} else if p.lazyFrom.IsZero() {
+		p.lazyFrom = now
+	}
+	p.subs = append(p.subs, s)
+}
+
+// due says whether something should be proposed now.
+func (p *pending) due(now time.Time) bool {
+	return p.urgent > 0 || !p.lazyFrom.IsZero() && now.Sub(p.lazyFrom) >= settleDelay
+}
+
+func (p *pending) lazyUntil() time.Time {
+	if p.lazyFrom.IsZero() || p.next >= len(p.subs) {
+		return time.Time{}
+	}
+	return p.lazyFrom.Add(settleDelay)
+}
+
+// take returns the next unproposed submission and its sequence.
+func (p *pending) take() (s *Sub, seq uint64, ok bool) {
+	if p.next >= len(p.subs) {
+		return nil, 0, false
+	}
+	s = &p.subs[p.next]
+	seq = p.head + uint64(p.next-p.at)
+	p.next++
+	if !s.Lazy {
+		p.urgent--
+	}
+	if p.next == len(p.subs) {
+		p.lazyFrom = time.Time{}
+	}
+	return s, seq, true
+}
+
+// pop removes the first one if it has this sequence.
+func (p *pending) pop(seq uint64) (Sub, bool) {
+	if p.at >= len(p.subs) || p.head != seq {
+		return Sub{}, false
+	}
+	s := p.subs[p.at]
+	if p.next == p.at { // applied through another leader before this node proposed it
+		p.take()
+	}
+	p.subs[p.at] = Sub{}
+	p.at++
+	p.head++
+	if p.at == len(p.subs) {
+		p.subs, p.at, p.next = p.subs[:0], 0, 0
+	}
+	return s, true
+}
+
+// rewind makes everything unproposed again, for a new term.
+func (p *pending) rewind(now time.Time) {
+	p.next, p.urgent = p.at, 0
+	for _, s := range p.subs[p.at:] {
+		if !s.Lazy {
+			p.urgent++
+		}
+	}
+	p.lazyFrom = time.Time{}
+	if p.len() > 0 {
+		p.lazyFrom = now
+	}
+}
+
+// parts lists what is not applied, as the link offers it to another leader.
+func (p *pending) parts(link uint64, most int) []msg.Part {
+	var out []msg.Part
+	for i := p.at; i < len(p.subs) && len(out) < most; i++ {
+		out = append(out, msg.Part{
+			Link: link, Seq: p.head + uint64(i-p.at),
+			Sub: append(msg.Submission(nil), p.subs[i].Chunk.Bytes()...),
+		})
+	}
+	return out
+}

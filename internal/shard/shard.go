@@ -1,0 +1,261 @@
+package shard
+
+import (
+	"sync"
+	"sync/atomic"
+	"time"
+
+	pb "go.etcd.io/raft/v3/raftpb"
+
+	"github.com/sluicemq/sluice/internal/msg"
+	"github.com/sluicemq/sluice/internal/wal"
+)
+
+// publishBytesMax bounds the submissions that may block their sender: bytes that are
+// in a shard's inbox or ordered but not applied. At the bound SubmitWait blocks, so the
+// connection stops reading. Settlements are never refused: they are bounded by what
+// was delivered.
+const publishBytesMax = 8 << 20
+
+// retryEvery is how often writes refused for lack of space are tried again.
+const retryEvery = 50 * time.Millisecond
+
+// Shard runs a Core on a goroutine of its own.
+type Shard struct {
+	core *Core
+	id   uint32
+
+	in struct {
+		sync.Mutex
+		subs  []Sub
+		calls []func()
+		stop  bool
+	}
+	wake chan struct{}
+	done chan struct{}
+
+	bytes  atomic.Int64 // of submissions not applied
+	room   chan struct{}
+	ticks  bool
+	blocks atomic.Int32 // senders waiting in SubmitWait
+	table  atomic.Pointer[wal.ShardState]
+}
+
+// New recovers a shard; Start lets it run. cfg.Post is set here.
+func New(cfg Config, r Restored) (*Shard, error) {
+	s := &Shard{
+		id: cfg.ID, wake: make(chan struct{}, 1), done: make(chan struct{}),
+		room: make(chan struct{}, 1), ticks: len(cfg.Voters) > 1,
+	}
+	cfg.Post = s.Post
+	core, err := NewCore(cfg, r)
+	if err != nil {
+		return nil, err
+	}
+	s.core = core
+	s.publishTable()
+	return s, nil
+}
+
+// Start begins the loop.
+func (s *Shard) Start() { go s.run() }
+
+// ID returns the shard's number.
+func (s *Shard) ID() uint32 { return s.id }
+
+// Core returns the state machine, for functions that Post or Call runs.
+func (s *Shard) Core() *Core { return s.core }
+
+// Table returns the last published row for the head of a WAL file; safe for concurrent
+// use.
+func (s *Shard) Table() wal.ShardState { return *s.table.Load() }
+
+// publishTable makes the row for WAL file headers visible when it has changed. Its
+// commit index may lag: the WAL takes that from what it wrote itself.
+func (s *Shard) publishTable() {
+	t := s.core.Table(0)
+	if old := s.table.Load(); old == nil || old.FirstIndex != t.FirstIndex || old.Term != t.Term || old.Vote != t.Vote {
+		s.table.Store(&t)
+	}
+}
+
+// Submit hands a submission over. It never blocks and never refuses: for settlements,
+// and for what is bounded otherwise.
+func (s *Shard) Submit(sub Sub) {
+	sub.size = int64(sub.Chunk.Len())
+	s.bytes.Add(sub.size)
+	s.in.Lock()
+	if s.in.stop {
+		s.in.Unlock()
+		s.bytes.Add(-sub.size)
+		sub.fail(s.id, ErrStopped)
+		return
+	}
+	s.in.subs = append(s.in.subs, sub)
+	s.in.Unlock()
+	s.kick()
+}
+
+// SubmitWait is Submit, but first waits while too much is outstanding. It returns
+// early when stop is closed; the submission is handed over all the same.
+func (s *Shard) SubmitWait(sub Sub, stop <-chan struct{}) {
+	for s.bytes.Load() > publishBytesMax {
+		s.blocks.Add(1)
+		select {
+		case <-s.room:
+		case <-stop:
+			s.blocks.Add(-1)
+			s.Submit(sub)
+			return
+		case <-s.done:
+		}
+		s.blocks.Add(-1)
+		if s.stopped() {
+			break
+		}
+	}
+	s.signalRoom() // pass the word on to the next one waiting
+	s.Submit(sub)
+}
+
+func (s *Shard) stopped() bool {
+	select {
+	case <-s.done:
+		return true
+	default:
+		return false
+	}
+}
+
+func (s *Shard) signalRoom() {
+	if s.blocks.Load() > 0 && s.bytes.Load() <= publishBytesMax {
+		select {
+		case s.room <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// Post runs fn on the loop, later. After Stop it is dropped.
+func (s *Shard) Post(fn func()) {
+	s.in.Lock()
+	if !s.in.stop {
+		s.in.calls = append(s.in.calls, fn)
+	}
+	s.in.Unlock()
+	s.kick()
+}
+
+// Call runs fn on the loop and waits for it; false when the shard has stopped. Never
+// call it from the loop.
+func (s *Shard) Call(fn func()) bool {
+	ran := make(chan struct{})
+	s.Post(func() { fn(); close(ran) })
+	select {
+	case <-ran:
+		return true
+	case <-s.done:
+		select {
+		case <-ran:
+			return true
+		default:
+			return false
+		}
+	}
+}
+
+// Receive hands over a message of another replica.
+func (s *Shard) Receive(m *pb.Message, bodies []Body) {
+	s.Post(func() { s.core.Receive(m, bodies) })
+}
+
+// Offer hands over submissions of another node's link.
+func (s *Shard) Offer(parts []msg.Part) { s.Post(func() { s.core.Offer(parts) }) }
+
+func (s *Shard) kick() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Stop ends the loop; what was not applied fails.
+func (s *Shard) Stop() {
+	s.in.Lock()
+	s.in.stop = true
+	s.in.Unlock()
+	s.kick()
+	<-s.done
+}
+
+func (s *Shard) run() {
+	defer close(s.done)
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	var nextTick time.Time
+	var subs []Sub
+	var calls []func()
+	more := true
+	for {
+		if !more {
+			s.sleep(timer, nextTick)
+		}
+		select {
+		case <-s.wake: // taken: what follows sees everything up to here
+		default:
+		}
+		s.in.Lock()
+		subs, s.in.subs = s.in.subs, subs[:0]
+		calls, s.in.calls = s.in.calls, calls[:0]
+		stop := s.in.stop
+		s.in.Unlock()
+		for i, fn := range calls {
+			fn()
+			calls[i] = nil
+		}
+		for i := range subs {
+			subs[i].account = &s.bytes
+			s.core.Submit(subs[i])
+			subs[i] = Sub{}
+		}
+		if stop {
+			s.core.Stop()
+			return
+		}
+		if now := time.Now(); (s.ticks || s.core.Starved()) && !now.Before(nextTick) {
+			nextTick = now.Add(TickEvery)
+			if s.ticks {
+				s.core.Tick()
+			} else {
+				s.core.Retry()
+			}
+		}
+		more = s.core.Turn()
+		s.publishTable()
+		s.signalRoom()
+	}
+}
+
+// sleep waits for input or for the next thing that is due.
+func (s *Shard) sleep(timer *time.Timer, nextTick time.Time) {
+	until := s.core.WaitUntil()
+	if s.ticks || s.core.Starved() {
+		if nextTick.IsZero() {
+			nextTick = time.Now().Add(retryEvery)
+		}
+		if until.IsZero() || nextTick.Before(until) {
+			until = nextTick
+		}
+	}
+	if until.IsZero() {
+		<-s.wake
+		s.kick() // the caller takes it
+		return
+	}
+	timer.Reset(time.Until(until))
+	select {
+	case <-s.wake:
+		s.kick()
+	case <-timer.C:
+	}
+}

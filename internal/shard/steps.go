@@ -1,0 +1,389 @@
+package shard
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+
+	"go.etcd.io/raft/v3"
+	pb "go.etcd.io/raft/v3/raftpb"
+
+	"github.com/sluicemq/sluice/internal/buf"
+	"github.com/sluicemq/sluice/internal/msg"
+	"github.com/sluicemq/sluice/internal/wal"
+)
+
+// propose makes batches out of what is waiting; it returns true if something is left
+// that could go now.
+func (c *Core) propose() (more bool) {
+	if !c.leading {
+		if c.lead != 0 && c.lead != c.cfg.Node && c.pending.next < len(c.pending.subs) {
+			c.forward()
+		}
+		return false
+	}
+	if c.inflight >= c.cfg.MaxInflight || len(c.retry) > 0 {
+		return false
+	}
+	own := !c.builder.Empty()
+	if !own && len(c.offered) == 0 && !c.pending.due(c.cfg.Now()) {
+		return false
+	}
+	var parts []msg.Part
+	var chunks []*buf.Chunk
+	size := 0
+	add := func(p msg.Part, ch *buf.Chunk) {
+		parts, chunks, size = append(parts, p), append(chunks, ch), size+len(p.Sub)
+	}
+	if own {
+		ch := c.builder.Finish()
+		add(msg.Part{Sub: ch.Bytes()}, ch)
+	}
+	c.addOffers(add)
+	limit := min(batchBytesMax, c.cfg.Log.MaxPayload())
+	for len(parts) < batchPartsMax && size < limit/2 {
+		s, seq, ok := c.pending.take()
+		if !ok {
+			break
+		}
+		if c.expect[c.cfg.Link]+1 != seq {
+			continue // proposed in this term already, or applied
+		}
+		c.expect[c.cfg.Link] = seq
+		add(msg.Part{Link: c.cfg.Link, Seq: seq, Sub: s.Chunk.Bytes()}, s.Chunk.Retain())
+	}
+	if len(parts) == 0 {
+		return false
+	}
+	c.proposeBatch(parts, chunks)
+	return c.pending.next < len(c.pending.subs) && c.inflight < c.cfg.MaxInflight
+}
+
+func (c *Core) addOffers(add func(msg.Part, *buf.Chunk)) {
+	for _, o := range c.offered {
+		if c.expect[o.part.Link]+1 != o.part.Seq {
+			continue // a gap or a repeat: its node offers again in order
+		}
+		c.expect[o.part.Link] = o.part.Seq
+		ch := buf.Get(len(o.part.Sub))
+		ch.SetBytes(append(ch.Bytes(), o.part.Sub...))
+		o.part.Sub = ch.Bytes()
+		add(o.part, ch)
+	}
+	c.offered = c.offered[:0]
+}
+
+func (c *Core) proposeBatch(parts []msg.Part, chunks []*buf.Chunk) {
+	c.gen++
+	p := &payload{chunks: chunks}
+	p.header = msg.AppendBatchHeader(make([]byte, 0, msg.BatchHeaderLen(len(parts))), c.clock.read(c.cfg.Now()), c.gen, parts)
+	p.crc = msg.CRC(p.header)
+	p.vec = append(make([][]byte, 0, len(parts)+1), p.header)
+	p.size = len(p.header)
+	for _, ch := range chunks {
+		p.vec = append(p.vec, ch.Bytes())
+		p.size += ch.Len()
+	}
+	c.parked[c.gen] = p
+	if err := c.rn.Propose(appendRef(make([]byte, 0, refLen), c.gen, uint32(p.size))); err != nil {
+		// Not leader any more: what is pending is offered to whoever leads next.
+		delete(c.parked, c.gen)
+		p.release()
+		return
+	}
+	c.inflight++
+}
+
+// forward offers what is pending to the leader on another node, from the start.
+func (c *Core) forward() {
+	c.pending.next, c.pending.urgent = len(c.pending.subs), 0
+	if c.lead == 0 || c.cfg.Sender == nil {
+		return
+	}
+	c.cfg.Sender.Forward(c.cfg.ID, c.lead, c.pending.parts(c.cfg.Link, batchPartsMax))
+}
+
+// ready takes everything out of raft: writes go to the WAL, messages to peers, what is
+// committed to the apply queue.
+func (c *Core) ready() {
+	for c.failed == nil && c.rn.HasReady() {
+		rd := c.rn.Ready()
+		if rd.SoftState != nil {
+			c.leaderChanged(rd.SoftState)
+		}
+		if !raft.IsEmptyHardState(rd.HardState) {
+			c.termChanged(rd.HardState.GetTerm())
+		}
+		c.deliver(rd.Messages)
+	}
+}
+
+func (c *Core) deliver(ms []*pb.Message) {
+	var out []Outgoing
+	for _, m := range ms {
+		switch {
+		case m.GetTo() == raft.LocalAppendThread:
+			c.storageAppend(m)
+		case m.GetTo() == raft.LocalApplyThread:
+			c.applyQ = append(c.applyQ, m)
+		case m.GetTo() == c.cfg.Node:
+			_ = c.rn.Step(m)
+		default:
+			out = append(out, Outgoing{Msg: m, Bodies: c.bodies(m)})
+		}
+	}
+	if len(out) > 0 && c.cfg.Sender != nil {
+		c.cfg.Sender.Send(c.cfg.ID, out)
+	}
+}
+
+// bodies finds the payloads of a message's entries, in memory or in the WAL.
+func (c *Core) bodies(m *pb.Message) []Body {
+	if m.GetType() != pb.MsgApp || len(m.GetEntries()) == 0 {
+		return nil
+	}
+	out := make([]Body, len(m.GetEntries()))
+	for i, e := range m.GetEntries() {
+		gen, _, ok := parseRef(e.GetData())
+		if !ok || e.GetType() != pb.EntryNormal {
+			continue
+		}
+		var p *payload
+		if s := c.log.slot(e.GetIndex()); s != nil && s.gen == gen && c.log.termOf(e.GetIndex()) == e.GetTerm() {
+			p = s.mem
+			out[i] = Body{Pos: s.pos, CRC: s.crc}
+		} else {
+			p = c.parked[gen]
+		}
+		if p != nil {
+			b := make([]byte, 0, p.size)
+			for _, v := range p.vec {
+				b = append(b, v...)
+			}
+			out[i] = Body{Bytes: b, CRC: p.crc}
+		}
+	}
+	return out
+}
+
+func (c *Core) leaderChanged(s *raft.SoftState) {
+	if s.Lead == c.lead && (s.RaftState == raft.StateLeader) == (c.lead == c.cfg.Node) {
+		return
+	}
+	c.lead = s.Lead
+	if s.RaftState != raft.StateLeader {
+		c.stepDown()
+	}
+	c.pending.rewind(c.cfg.Now())
+}
+
+func (c *Core) termChanged(term uint64) {
+	if term != c.term {
+		c.term = term
+		c.stepDown()
+		c.pending.rewind(c.cfg.Now())
+	}
+}
+
+func (c *Core) stepDown() {
+	if c.leading {
+		c.leading = false
+		c.builder.Reset()
+		c.offered = nil
+		c.cfg.Machine.Follow()
+	}
+}
+
+// storageAppend turns raft's write into WAL records. A changed commit index alone is
+// not written: it rides with the next entries.
+func (c *Core) storageAppend(m *pb.Message) {
+	req := &appendReq{resps: m.GetResponses()}
+	for _, e := range m.GetEntries() {
+		c.addEntry(req, e)
+	}
+	if hs := hardStateOf(m); hs != nil {
+		termOrVote := hs.GetTerm() != c.log.hs.GetTerm() || hs.GetVote() != c.log.hs.GetVote()
+		c.log.hs = pb.HardState{Term: hs.Term, Vote: hs.Vote, Commit: hs.Commit}
+		if termOrVote || len(req.records) > 0 && len(c.cfg.Voters) > 1 {
+			h := wal.HardState{Term: hs.GetTerm(), Vote: hs.GetVote(), Commit: min(hs.GetCommit(), c.log.last())}
+			req.records = append(req.records, h.Record(c.cfg.ID, c.cfg.Incarnation))
+			req.indexes = append(req.indexes, 0)
+		}
+	}
+	if len(req.records) == 0 {
+		if len(req.resps) == 0 {
+			return
+		}
+		// Responses wait for all writes before them: an empty write keeps the order.
+	}
+	c.submit(req)
+}
+
+func hardStateOf(m *pb.Message) *pb.HardState {
+	if m.Term == nil && m.Vote == nil && m.Commit == nil {
+		return nil
+	}
+	return &pb.HardState{Term: new(m.GetTerm()), Vote: new(m.GetVote()), Commit: new(m.GetCommit())}
+}
+
+func (c *Core) addEntry(req *appendReq, e *pb.Entry) {
+	s := slot{typ: e.GetType()}
+	rec := wal.Record{Type: wal.TypeEntry, Shard: c.cfg.ID, Incarnation: c.cfg.Incarnation, Term: e.GetTerm(), Index: e.GetIndex()}
+	if gen, length, ok := parseRef(e.GetData()); ok && e.GetType() == pb.EntryNormal {
+		p, own := c.incoming[entryKey{e.GetIndex(), e.GetTerm()}], false
+		if p == nil {
+			p, own = c.parked[gen], true
+			delete(c.parked, gen)
+		}
+		if p == nil || uint32(p.size) != length {
+			c.fail(fmt.Errorf("shard %d: no payload for entry %d of term %d", c.cfg.ID, e.GetIndex(), e.GetTerm()))
+			return
+		}
+		s.gen, s.len, s.crc, s.mem = gen, length, p.crc, p
+		rec.Payload, rec.PayloadCRC = p.vec, p.crc
+		if own {
+			req.own++
+		}
+	} else {
+		s.cc = e.GetData()
+		rec.PayloadCRC = msg.CRC(nil)
+	}
+	c.durable = min(c.durable, e.GetIndex()-1)
+	c.log.put(e.GetIndex(), e.GetTerm(), s)
+	req.records = append(req.records, rec)
+	req.indexes = append(req.indexes, e.GetIndex())
+	req.last = e.GetIndex()
+}
+
+func (c *Core) submit(req *appendReq) {
+	if len(c.retry) > 0 {
+		c.retry = append(c.retry, req)
+		return
+	}
+	c.cfg.Log.Submit(c.walAppend(req))
+}
+
+func (c *Core) walAppend(req *appendReq) wal.Append {
+	return wal.Append{Records: req.records, Done: func(err error, pos []wal.Position) {
+		kept := append([]wal.Position(nil), pos...)
+		c.cfg.Post(func() { c.written(req, err, kept) })
+	}}
+}
+
+// written is the WAL's answer.
+func (c *Core) written(req *appendReq, err error, pos []wal.Position) {
+	passedOver := len(req.records) == 0 && len(c.retry) > 0 // what it waits for was refused
+	switch {
+	case c.failed != nil:
+		return
+	case errors.Is(err, wal.ErrNoSpace), errors.Is(err, wal.ErrGap), passedOver:
+		c.retry = append(c.retry, req)
+		c.starve(true)
+		return
+	case err != nil:
+		c.fail(err)
+		return
+	}
+	if len(c.retry) == 0 {
+		c.starve(false)
+	}
+	c.inflight -= req.own
+	for i, index := range req.indexes {
+		if s := c.log.slot(index); index > 0 && s != nil && c.log.termOf(index) == req.records[i].Term {
+			s.pos = pos[i]
+		}
+	}
+	if req.last > c.durable && req.last <= c.log.last() && c.log.termOf(req.last) == lastTerm(req) {
+		c.durable = req.last
+	}
+	for _, m := range req.resps {
+		if m.GetTo() == c.cfg.Node {
+			_ = c.rn.Step(m)
+		} else if c.cfg.Sender != nil {
+			c.cfg.Sender.Send(c.cfg.ID, []Outgoing{{Msg: m}})
+		}
+	}
+}
+
+func lastTerm(req *appendReq) uint64 {
+	for i := len(req.indexes) - 1; i >= 0; i-- {
+		if req.indexes[i] == req.last {
+			return req.records[i].Term
+		}
+	}
+	return 0
+}
+
+// Retry submits again what the WAL refused for lack of space.
+func (c *Core) Retry() {
+	if len(c.retry) > 0 {
+		c.resubmit()
+	}
+}
+
+func (c *Core) resubmit() {
+	again := c.retry
+	c.retry = nil
+	appends := make([]wal.Append, len(again))
+	for i, req := range again {
+		appends[i] = c.walAppend(req)
+	}
+	c.cfg.Log.Submit(appends...)
+}
+
+// starve tells about a change of whether writes wait for disk space.
+func (c *Core) starve(yes bool) {
+	if c.starved != yes {
+		c.starved = yes
+		if c.cfg.Blocked != nil {
+			c.cfg.Blocked(yes)
+		}
+	}
+}
+
+// Starved reports whether writes wait for disk space.
+func (c *Core) Starved() bool { return c.starved }
+
+// fail stops the shard for good: the outcome of what is pending is unknown, so its
+// submitters are told that it failed.
+func (c *Core) fail(err error) {
+	if c.failed != nil {
+		return
+	}
+	c.failed = err
+	slog.Error("shard failed", "shard", c.cfg.ID, "err", err)
+	c.drop()
+	c.cfg.Machine.Follow()
+}
+
+// Stop fails what is pending. Nothing else may be called afterwards but Submit, which
+// then fails at once.
+func (c *Core) Stop() {
+	c.stopped = true
+	c.drop()
+}
+
+func (c *Core) drop() {
+	for c.pending.len() > 0 {
+		s, _ := c.pending.pop(c.pending.head)
+		s.fail(c.cfg.ID, c.failure())
+	}
+}
+
+// quietLogger drops raft's chatter; what an operator must know the shard says itself.
+type quietLogger struct{}
+
+func (quietLogger) Debug(...any)            {}
+func (quietLogger) Debugf(string, ...any)   {}
+func (quietLogger) Info(...any)             {}
+func (quietLogger) Infof(string, ...any)    {}
+func (quietLogger) Warning(...any)          {}
+func (quietLogger) Warningf(string, ...any) {}
+func (quietLogger) Error(v ...any)          { slog.Error("raft", "msg", fmt.Sprint(v...)) }
+func (quietLogger) Errorf(f string, v ...any) {
+	slog.Error("raft", "msg", fmt.Sprintf(f, v...))
+}
+func (quietLogger) Fatal(v ...any)            { panic(fmt.Sprint(v...)) }
+func (quietLogger) Fatalf(f string, v ...any) { panic(fmt.Sprintf(f, v...)) }
+func (quietLogger) Panic(v ...any)            { panic(fmt.Sprint(v...)) }
+func (quietLogger) Panicf(f string, v ...any) { panic(fmt.Sprintf(f, v...)) }
