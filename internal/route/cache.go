@@ -11,6 +11,9 @@ const (
 	maxCachedKey = 255
 )
 
+// cacheWays is how many places an entry can be in.
+const cacheWays = 4
+
 // Cache remembers the routes of one publisher. It belongs to one goroutine and
 // is bounded: a full cache forgets, one entry for one.
 //
@@ -20,12 +23,14 @@ const (
 // queues for the default exchange. So declaring a queue somewhere doesn't empty
 // every publisher's cache. Headers are never cached.
 type Cache struct {
-	entries []cacheEntry // length a power of two
+	sets    [][cacheWays]cacheEntry // length a power of two
+	victim  int                     // the place that a full set gives up next
 	scratch Scratch
 	targets []*Queue // of a result that isn't cached
 }
 
 type cacheEntry struct {
+	hash     uint64 // of exchange and key
 	exchange uint64 // version of the exchange; 0 in an empty entry
 	stamp    uint64 // version of what the result depends on
 	key      []byte
@@ -33,9 +38,9 @@ type cacheEntry struct {
 }
 
 // NewCache returns a cache of at least the given number of entries. An unused
-// entry costs 64 bytes, one in use up to 2.4 KiB (maxCachedTargets).
+// entry costs 72 bytes, one in use up to 2.4 KiB (maxCachedTargets).
 func NewCache(entries int) *Cache {
-	return &Cache{entries: make([]cacheEntry, ceilPow2(max(entries, 2)))}
+	return &Cache{sets: make([][cacheWays]cacheEntry, ceilPow2((entries+cacheWays-1)/cacheWays))}
 }
 
 // Route is VHost.Route through the cache. The result must not be modified and is
@@ -56,26 +61,36 @@ func (c *Cache) Route(v *VHost, ex *Exchange, key []byte, h HeaderLookup) []*Que
 	if len(key) > maxCachedKey {
 		return c.route(v, ex, key, h)
 	}
-	// Two places for each key; the second is its neighbor.
-	i := (hashBytes(key) ^ mix(r.version)) & uint64(len(c.entries)-1)
-	first, second := &c.entries[i], &c.entries[i^1]
-	if first.exchange == r.version && first.stamp == stamp && bytes.Equal(first.key, key) {
-		return first.targets
-	}
-	if second.exchange == r.version && second.stamp == stamp && bytes.Equal(second.key, key) {
-		return second.targets
+	hash := hashBytes(key) ^ mix(r.version)
+	set := &c.sets[hash&uint64(len(c.sets)-1)]
+	for i := range set {
+		e := &set[i]
+		if e.hash == hash && e.exchange == r.version && e.stamp == stamp && bytes.Equal(e.key, key) {
+			return e.targets
+		}
 	}
 	targets := c.route(v, ex, key, h)
 	if c.scratch.uncacheable || len(targets) > maxCachedTargets {
 		return targets
 	}
-	// The newest takes the first place; what was there gets the second.
-	*first, *second = *second, *first
-	first.exchange, first.stamp = r.version, stamp
-	first.key = append(first.key[:0], key...)
-	clear(first.targets)
-	first.targets = append(first.targets[:0], targets...)
-	return first.targets
+	e := c.replace(set, hash)
+	e.hash, e.exchange, e.stamp = hash, r.version, stamp
+	e.key = append(e.key[:0], key...)
+	clear(e.targets)
+	e.targets = append(e.targets[:0], targets...)
+	return e.targets
+}
+
+// replace returns the entry of set to be overwritten: the outdated one of the
+// same key or an empty one if there is any.
+func (c *Cache) replace(set *[cacheWays]cacheEntry, hash uint64) *cacheEntry {
+	for i := range set {
+		if set[i].hash == hash || set[i].exchange == 0 {
+			return &set[i]
+		}
+	}
+	c.victim = (c.victim + 1) % cacheWays
+	return &set[c.victim]
 }
 
 func (c *Cache) route(v *VHost, ex *Exchange, key []byte, h HeaderLookup) []*Queue {

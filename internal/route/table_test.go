@@ -196,6 +196,35 @@ func TestCacheFollowsChanges(t *testing.T) {
 	check("started over", "plain", "k")
 }
 
+// A working set of a quarter of the entries must nearly all stay, and more keys
+// than there are entries must not make the cache grow.
+func TestCacheHoldsItsWorkingSet(t *testing.T) {
+	v, keys := manyQueues(2000, func(e *Editor, name string, _ int) { bindQueue(e, "amq.direct", name, name) })
+	c, ex := NewCache(256), v.Exchange("amq.direct")
+	misses := func(keys [][]byte) (n int) {
+		for _, k := range keys {
+			c.targets = nil
+			if got := c.Route(v, ex, k, nil); len(got) != 1 || got[0].Name != string(k) {
+				t.Fatalf("%s: %v", k, got)
+			}
+			if c.targets != nil {
+				n++
+			}
+		}
+		return n
+	}
+	misses(keys[:64])
+	if n := misses(keys[:64]); n > 6 {
+		t.Errorf("%d of 64 keys are not cached", n)
+	}
+	if n := misses(keys); n < 1700 {
+		t.Errorf("only %d misses for %d keys", n, len(keys))
+	}
+	if n := len(c.sets) * cacheWays; n != 256 {
+		t.Errorf("%d entries", n)
+	}
+}
+
 func TestCacheNeverHoldsHeaders(t *testing.T) {
 	v := newVHost(func(e *Editor) {
 		putQueues(e, "q")
