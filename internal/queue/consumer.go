@@ -75,6 +75,66 @@ type Consumer struct {
 	consumerState
 }
 
+// consumerState is the Dispatch's part of a Consumer.
+type consumerState struct {
+	term       uint64       // the Dispatch's term that the rest belongs to
+	at         *logDispatch // nil while not attached
+	index      int          // in at.consumers
+	inFlight   uint64
+	next, prev *Consumer // neighbors in the line of those with credit, if inLine
+	inLine     bool
+	starved    bool // a pool granted nothing, until Kick
+}
+
+// InFlight returns the number of messages delivered to c, in this term, and neither
+// acknowledged nor returned.
+func (c *Consumer) InFlight() uint64 { return c.inFlight }
+
+// mayReceive says whether c belongs into its log's line.
+func (c *Consumer) mayReceive() bool {
+	return c.at != nil && !c.starved && (c.NoAck || c.Prefetch == 0 || c.inFlight < uint64(c.Prefetch))
+}
+
+// line is the consumers of a log that have credit, first come first served.
+type line struct {
+	first, last *Consumer
+	n           int
+}
+
+// enter puts c at the end of its log's line, if it has credit and isn't there.
+func (q *line) enter(c *Consumer) {
+	if c.inLine || !c.mayReceive() {
+		return
+	}
+	c.inLine, c.prev, c.next = true, q.last, nil
+	if q.last != nil {
+		q.last.next = c
+	} else {
+		q.first = c
+	}
+	q.last = c
+	q.n++
+}
+
+// leave takes c out of its log's line, if it is there.
+func (q *line) leave(c *Consumer) {
+	if !c.inLine {
+		return
+	}
+	if c.prev != nil {
+		c.prev.next = c.next
+	} else {
+		q.first = c.next
+	}
+	if c.next != nil {
+		c.next.prev = c.prev
+	} else {
+		q.last = c.prev
+	}
+	c.inLine, c.prev, c.next = false, nil, nil
+	q.n--
+}
+
 // Delivery is a range of messages handed to a consumer: consecutive offsets that lie in
 // one source and are equal in Redelivered and Attempts. The Dispatch reuses the struct
 // that it passes out.

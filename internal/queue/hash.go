@@ -1,0 +1,120 @@
+package queue
+
+import (
+	"encoding/binary"
+	"math/bits"
+
+	"github.com/sluicemq/sluice/internal/msg"
+)
+
+// hasher folds words into 64 bits. Not against adversaries: it compares replicas.
+type hasher uint64
+
+func (h *hasher) add(v uint64) {
+	x := uint64(*h) ^ v*0x9e3779b97f4a7c15
+	hi, lo := bits.Mul64(x^0xa0761d6478bd642f, bits.RotateLeft64(v, 32)^0xe7037ed1a0b428db)
+	*h = hasher(bits.RotateLeft64(x, 23) ^ hi ^ lo)
+}
+
+func (h *hasher) addString(s string) {
+	h.add(uint64(len(s)))
+	var w [8]byte
+	for len(s) > 0 {
+		w = [8]byte{}
+		s = s[copy(w[:], s):]
+		h.add(binary.LittleEndian.Uint64(w[:]))
+	}
+}
+
+func (h *hasher) addSet(s *Set) {
+	h.add(s.count)
+	for at := msg.Offset(0); ; {
+		from, ok := s.NextSet(at)
+		if !ok {
+			return
+		}
+		at = s.NextClear(from)
+		h.add(from)
+		h.add(at)
+	}
+}
+
+func (h *hasher) addCounts(s *counts) {
+	if s == nil {
+		return
+	}
+	var from, end msg.Offset // the run so far; runs of neighboring chunks may belong together
+	n := uint16(0)
+	for i := range s.parts {
+		base := s.parts[i].key << countBits
+		for _, r := range s.parts[i].runs {
+			f, e := base|uint64(r.first), (base|uint64(r.last))+1
+			if n == r.n && end == f {
+				end = e
+				continue
+			}
+			h.addRun(from, end, n)
+			from, end, n = f, e, r.n
+		}
+	}
+	h.addRun(from, end, n)
+}
+
+func (h *hasher) addRun(from, end msg.Offset, n uint16) {
+	h.add(from)
+	h.add(end)
+	h.add(uint64(n))
+}
+
+// Hash returns a hash of all that a log's state says, 0 for an unknown log. Equal states
+// have equal hashes in whatever way they came about.
+func (l *Ledger) Hash(log msg.LogID) uint64 {
+	g := l.logs[log]
+	if g == nil {
+		return 0
+	}
+	h := hasher(log)
+	h.addString(g.profile.raw)
+	if g.sealed {
+		h.add(1)
+	}
+	l.Lanes(log, func(number uint8, n *Lane) bool {
+		h.add(uint64(number))
+		h.add(n.tail)
+		h.add(n.low)
+		h.add(n.reserved)
+		h.addSet(&n.settled)
+		h.addCounts(n.counts)
+		return true
+	})
+	if g.producers != nil {
+		for _, id := range g.producers.sorted() {
+			p := g.producers.last[id]
+			h.add(id)
+			h.add(uint64(p.epoch))
+			h.add(p.first)
+			h.add(p.n)
+			h.add(p.off)
+		}
+	}
+	return max(uint64(h), 1)
+}
+
+// HashAll returns a hash of the whole ledger.
+func (l *Ledger) HashAll() uint64 {
+	h := hasher(len(l.logs))
+	for _, id := range l.sortedLinks() {
+		h.add(id)
+		h.add(l.links[id])
+	}
+	for _, n := range l.settledBy {
+		h.add(n)
+	}
+	h.addSet(&l.deleted)
+	sum := uint64(0) // of the logs, in whatever order
+	for id := range l.logs {
+		sum += l.Hash(id)
+	}
+	h.add(sum)
+	return uint64(h)
+}
