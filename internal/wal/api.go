@@ -15,15 +15,16 @@ var (
 	// have dropped the dirty pages, so nothing is ever written to that file again
 	// and every later append gets the same error. The cause is wrapped.
 	ErrFailed = errors.New("wal: failed for good")
-	// ErrNoSpace: no room for another file. Nothing of the append was made
-	// durable; the same records may be submitted again, and go through once
-	// files were released or space came back.
+	// ErrNoSpace: no room for another file. The append wasn't completed, though
+	// its first records may be durable if it is larger than a group. The same
+	// records may be submitted again, and go through once files were released or
+	// space came back.
 	ErrNoSpace = errors.New("wal: no space for another file")
 	// ErrTooLarge: a payload exceeds Log.MaxPayload. Nothing was written.
 	ErrTooLarge = errors.New("wal: record too large")
-	// ErrGap: an entry's index is beyond the shard's last index + 1, as after an
-	// earlier append of the shard was refused with ErrNoSpace. Nothing of the
-	// append was written.
+	// ErrGap: an entry's index is beyond the shard's last index + 1, or a hard
+	// state commits beyond it, as after an earlier append of the shard was refused
+	// with ErrNoSpace. Nothing of the append was written.
 	ErrGap = errors.New("wal: entry would leave a gap")
 	// ErrStale: a record of a shard incarnation that is gone or was superseded.
 	ErrStale = errors.New("wal: stale shard incarnation")
@@ -95,7 +96,12 @@ func ShardGoneRecord(shard uint32, incarnation uint64) Record {
 	return Record{Type: TypeShardGone, Shard: shard, Incarnation: incarnation}
 }
 
-// Append is the unit of submission: records that are completed together.
+// Append is the unit of submission: records that are completed together. They
+// are not atomic: after a crash, a prefix of an append whose Done wasn't called
+// may be there.
+//
+// An Append without records completes after everything submitted before it and
+// writes a sealing group; with NoSync it only completes.
 type Append struct {
 	// Records are written in this order. Borrowed until Done was called.
 	Records []Record
@@ -104,8 +110,9 @@ type Append struct {
 	// Done(nil) then only means written. Ignored (so: synced) if a record is
 	// anything but a hard state with the term and vote last written.
 	NoSync bool
-	// Done, if not nil, is called once, on the writer goroutine, after the
-	// records are durable or have failed. It must not block, and may Submit.
+	// Done, if not nil, is called once, in order of submission, on the writer
+	// goroutine, after the records are durable or have failed. It must not block,
+	// and may Submit. Only once the log is closed does Submit itself call it.
 	// pos[i] says where the payload of Records[i] lies (length 0 if it has none);
 	// the slice is valid only during the call, and nil with an error.
 	Done func(err error, pos []Position)
@@ -155,6 +162,10 @@ type Options struct {
 	VerifyPayload func(payload []byte, crc uint32) bool
 	// Events are hooks for logging and metrics.
 	Events Events
+
+	// inline makes the writer goroutine do the maintenance between groups, so that
+	// tests have one order of operations.
+	inline bool
 }
 
 // Events are called synchronously, on the goroutine where it happens; they must
@@ -170,6 +181,9 @@ type Events struct {
 	FileRecycled func(seq uint64, reused bool)
 	// NoSpace: a file could not be made; appends are being refused.
 	NoSpace func(err error)
+	// MaintenanceFailed: recycling a file, or preparing one ahead, failed; it is
+	// tried again at the next occasion.
+	MaintenanceFailed func(err error)
 	// Failed: the log failed for good.
 	Failed func(err error)
 	// Synced: a group of n bytes was written and synced, in d altogether.

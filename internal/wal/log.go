@@ -1,53 +1,320 @@
 package wal
 
+import (
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Bounds and defaults of Options.
+const (
+	defaultFileSize = 64 << 20
+	minFileSize     = 32 << 10
+	maxFileSize     = 1 << 30
+	defaultIdleSeal = 5 * time.Millisecond
+	defaultMaxSpare = 2
+)
+
 // Log is the open write-ahead log. All methods are safe for concurrent use.
-type Log struct{}
+type Log struct {
+	opts  Options
+	files files
+	w     writer // owned by the writer goroutine
 
-// Open recovers the log in opts.Dir, cuts a torn tail, and makes it ready for
-// appends. Damage does not fail it: it is in Recovery.Damages, and the caller
-// decides. An error means that the log cannot be used.
-func Open(opts Options) (*Log, *Recovery, error) { return nil, nil, ErrClosed }
+	mu     sync.Mutex // a leaf
+	queue  []Append   // guarded by mu
+	closed bool       // guarded by mu
+	failed error      // guarded by mu; set once
 
-// Replay calls fn for each recovered entry of a shard in order of its index.
-// Payloads are read for indexes >= from, one at a time. Several shards may be
-// replayed concurrently. It stops at the first error of fn and returns it.
-func (r *Recovery) Replay(shard uint32, from uint64, fn func(Entry) error) error { return ErrClosed }
+	wake     chan struct{} // the queue has something, or closed was set
+	kicked   chan struct{} // there is maintenance to do
+	needFile chan struct{} // the writer waits for a spare; answered on prepared
+	prepared chan error
+	stop     chan struct{}
+	writing  sync.WaitGroup
+	tending  sync.WaitGroup
 
-// Damaged tells whether anything confirmed may be missing.
-func (r *Recovery) Damaged() bool { return len(r.Damages) > 0 }
+	records, groups, syncs, bytes atomic.Uint64
+}
+
+func (o Options) withDefaults() (Options, error) {
+	if o.FileSize == 0 {
+		o.FileSize = defaultFileSize
+	}
+	if o.IdleSeal == 0 {
+		o.IdleSeal = defaultIdleSeal
+	}
+	if o.MaxSpare == 0 {
+		o.MaxSpare = defaultMaxSpare
+	}
+	if o.VerifyPayload == nil {
+		o.VerifyPayload = verifyCRC32C
+	}
+	switch {
+	case o.FS == nil || o.Dir == "":
+		return o, fmt.Errorf("%w: no file system or directory", ErrInvalid)
+	case o.FileSize < minFileSize || o.FileSize > maxFileSize || o.FileSize%blockSize != 0:
+		return o, fmt.Errorf("%w: file size %d", ErrInvalid, o.FileSize)
+	case o.IdleSeal < 0 || o.MaxSpare < 0:
+		return o, fmt.Errorf("%w: negative IdleSeal or MaxSpare", ErrInvalid)
+	}
+	return o, nil
+}
+
+// maxPayload is what fits besides the largest header and a final group.
+func maxPayload(fileSize int64) int64 {
+	room := fileSize - maxHeader(fileSize) - sectorSize // a multiple of sectorSize
+	return room - groupHeaderLen - recordHeaderLen
+}
+
+// MaxPayload is the largest payload of a record in bytes.
+func (l *Log) MaxPayload() int { return int(maxPayload(l.opts.FileSize)) }
 
 // Submit queues appends, in this order and without other submissions between
 // them. It never waits for the disk; what may be outstanding is bounded by the
-// callers. Every Done is called eventually, also after Close and after errors.
-func (l *Log) Submit(appends ...Append) {}
+// callers. Every Done is called eventually, also after errors and Close.
+func (l *Log) Submit(appends ...Append) {
+	l.mu.Lock()
+	if l.closed {
+		l.mu.Unlock()
+		for i := range appends {
+			if done := appends[i].Done; done != nil {
+				done(ErrClosed, nil)
+			}
+		}
+		return
+	}
+	l.queue = append(l.queue, appends...)
+	l.mu.Unlock()
+	signal(l.wake)
+}
 
-// MaxPayload is the largest payload of a record in bytes.
-func (l *Log) MaxPayload() int { return 0 }
+// signal wakes whoever receives from a channel of capacity 1.
+func signal(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// take exchanges the queue for an empty one.
+func (l *Log) take(empty []Append) (batch []Append, closed bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	batch, l.queue = l.queue, empty
+	return batch, l.closed
+}
+
+// run is the writer goroutine.
+func (l *Log) run() {
+	defer l.writing.Done()
+	timer := time.NewTimer(l.opts.IdleSeal)
+	defer timer.Stop()
+	var spare []Append
+	for {
+		if l.opts.inline {
+			l.tendOnce()
+		}
+		batch, closed := l.take(spare[:0])
+		if len(batch) > 0 {
+			l.w.process(batch)
+			clear(batch) // drop what the appends refer to
+			spare = batch
+			continue
+		}
+		spare = batch
+		if closed {
+			l.w.close()
+			return
+		}
+		var idle <-chan time.Time
+		if l.w.sealDue() {
+			timer.Reset(l.opts.IdleSeal)
+			idle = timer.C
+		}
+		select {
+		case <-l.wake:
+		case <-idle:
+			l.w.idle()
+		}
+	}
+}
+
+// tend is the maintenance goroutine.
+func (l *Log) tend() {
+	defer l.tending.Done()
+	for {
+		select {
+		case <-l.kicked:
+			l.tendOnce()
+		case <-l.needFile:
+			l.prepared <- l.tendOnce()
+		case <-l.stop:
+			return
+		}
+	}
+}
+
+// tendOnce recycles what was released and sees to it that there is a spare. Its
+// result is about the spare.
+func (l *Log) tendOnce() error {
+	rerr := l.files.recycle()
+	perr := l.files.prepare()
+	if hook := l.opts.Events.MaintenanceFailed; hook != nil {
+		for _, err := range []error{rerr, perr} {
+			if err != nil {
+				hook(err)
+			}
+		}
+	}
+	return perr
+}
+
+// kick asks for maintenance.
+func (l *Log) kick() {
+	if l.opts.inline {
+		signal(l.wake)
+		return
+	}
+	signal(l.kicked)
+}
+
+// spare returns the path of a zero-filled file, waiting for one to be made.
+func (l *Log) spare() (string, error) {
+	if s := l.files.takeSpare(); s != "" {
+		return s, nil
+	}
+	var err error
+	if l.opts.inline {
+		err = l.tendOnce()
+	} else {
+		l.needFile <- struct{}{}
+		err = <-l.prepared
+	}
+	if err != nil {
+		return "", err
+	}
+	return l.files.takeSpare(), nil
+}
+
+// fail makes err the log's final error and returns it.
+func (l *Log) fail(err error) error {
+	l.mu.Lock()
+	l.failed = fmt.Errorf("%w: %w", ErrFailed, err)
+	err = l.failed
+	l.mu.Unlock()
+	if hook := l.opts.Events.Failed; hook != nil {
+		hook(err)
+	}
+	return err
+}
+
+// Err returns the error that failed the log for good, or nil.
+func (l *Log) Err() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.failed
+}
 
 // ReadAt reads len(buf) bytes of the payload at pos, beginning off bytes into
-// it. ErrGone if the file was recycled.
-func (l *Log) ReadAt(pos Position, off int, buf []byte) error { return ErrGone }
+// it. ErrGone if the file was recycled. It does not verify checksums.
+func (l *Log) ReadAt(pos Position, off int, buf []byte) error {
+	f, err := l.files.acquire(pos.Seq)
+	if err != nil {
+		return err
+	}
+	err = f.readAt(pos, off, buf)
+	l.unref(f)
+	return err
+}
+
+func (l *Log) unref(f *file) {
+	if l.files.release(f) {
+		l.kick()
+	}
+}
 
 // Pin keeps a file from being recycled until Unpin; false if it is gone.
-func (l *Log) Pin(seq uint64) bool { return false }
+func (l *Log) Pin(seq uint64) bool {
+	_, err := l.files.acquire(seq)
+	return err == nil
+}
 
-// Unpin undoes one Pin.
-func (l *Log) Unpin(seq uint64) {}
+// Unpin undoes one successful Pin. Undoing more panics.
+func (l *Log) Unpin(seq uint64) {
+	l.files.mu.Lock()
+	f := l.files.findLocked(seq)
+	l.files.mu.Unlock()
+	if f == nil {
+		panic("wal: BUG: unpinned a file that is not pinned")
+	}
+	l.unref(f)
+}
 
 // Sealed lists the files that are closed for writing and not released, oldest
 // first.
-func (l *Log) Sealed() []SealedFile { return nil }
+func (l *Log) Sealed() []SealedFile {
+	l.files.mu.Lock()
+	defer l.files.mu.Unlock()
+	var list []SealedFile
+	for _, f := range l.files.live {
+		if f.sealed && !f.released {
+			list = append(list, f.sealedLocked())
+		}
+	}
+	return list
+}
 
 // Release says that the caller's conditions for recycling a sealed file hold.
-// Files leave in order: a released one waits for older ones and for pins.
-func (l *Log) Release(seq uint64) {}
-
-// Err returns the error that failed the log, or nil.
-func (l *Log) Err() error { return nil }
+// Files leave in order: a released one waits for older ones, pins and reads. A
+// file that is gone or not sealed is left alone.
+func (l *Log) Release(seq uint64) {
+	l.files.mu.Lock()
+	f := l.files.findLocked(seq)
+	ok := f != nil && f.sealed
+	if ok {
+		f.released = true
+	}
+	l.files.mu.Unlock()
+	if ok {
+		l.kick()
+	}
+}
 
 // Metrics returns counters and gauges.
-func (l *Log) Metrics() Metrics { return Metrics{} }
+func (l *Log) Metrics() Metrics {
+	m := Metrics{
+		Records: l.records.Load(), Groups: l.groups.Load(),
+		Syncs: l.syncs.Load(), Bytes: l.bytes.Load(),
+	}
+	l.mu.Lock()
+	m.Queued = len(l.queue)
+	l.mu.Unlock()
+	l.files.mu.Lock()
+	m.Files, m.Spares = len(l.files.live), len(l.files.spares)
+	l.files.mu.Unlock()
+	return m
+}
 
 // Close completes everything submitted, seals and syncs the last file, and
-// stops the log's goroutines.
-func (l *Log) Close() error { return nil }
+// stops the log's goroutines. It must not be called from a completion. It returns
+// the error that failed the log, if one did. Further calls do nothing.
+func (l *Log) Close() error {
+	l.mu.Lock()
+	again := l.closed
+	l.closed = true
+	l.mu.Unlock()
+	if again {
+		return nil
+	}
+	signal(l.wake)
+	l.writing.Wait()
+	close(l.stop)
+	l.tending.Wait()
+	err := l.files.closeAll()
+	if failed := l.Err(); failed != nil {
+		return failed
+	}
+	return err
+}

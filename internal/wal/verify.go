@@ -5,6 +5,7 @@ import "github.com/sluicemq/sluice/internal/vfs"
 // Report is what Verify found.
 type Report struct {
 	Files  []FileReport
+	Spares int
 	Shards []RecoveredShard
 	Torn   *TornTail // what Open would cut
 	// Damages as in Recovery.
@@ -15,13 +16,33 @@ type Report struct {
 type FileReport struct {
 	Seq             uint64
 	Size, Used      int64 // bytes
-	Groups, Records int
-	Final           bool // closed by a final group
+	Groups, Records int   // that are valid
+	Final           bool  // closed by a final group
 	Shards          []ShardRange
 }
 
-// Verify reads a log offline and changes nothing. payload is as
-// Options.VerifyPayload.
+// Verify reads a log offline, all of it, and changes nothing. payload is as
+// Options.VerifyPayload. An error means that the directory or a file could not be
+// read; whatever is wrong with the contents is in the report.
 func Verify(fsys vfs.FS, dir string, payload func(b []byte, crc uint32) bool) (Report, error) {
-	return Report{}, nil
+	list, err := listDir(fsys, dir)
+	if err != nil {
+		return Report{}, err
+	}
+	s, err := scanDir(fsys, dir, list.files, payload)
+	if err != nil {
+		return Report{}, err
+	}
+	r := Report{
+		Spares: len(list.spares), Shards: s.index.recovered(s.damages),
+		Torn: s.torn, Damages: s.damages,
+	}
+	ranges := s.index.ranges(len(s.files))
+	for i, f := range s.files {
+		r.Files = append(r.Files, FileReport{
+			Seq: f.seq, Size: f.size, Used: f.end, Groups: f.groups, Records: f.records,
+			Final: f.final, Shards: sortedRanges(ranges[i]),
+		})
+	}
+	return r, nil
 }
