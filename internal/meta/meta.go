@@ -90,7 +90,8 @@ type Bind struct{ Binding route.Binding }
 // Unbind removes a binding if it exists; both ends must exist.
 type Unbind struct {
 	// Held is as in DeleteExchange.
-	Held    []string
+	Held []string
+	// Binding without Headers, which don't identify it and aren't encoded.
 	Binding route.Binding
 }
 
