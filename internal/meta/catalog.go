@@ -215,6 +215,18 @@ func (c *Catalog) vhost(name string) *space {
 // HasVHost says whether the virtual host exists.
 func (c *Catalog) HasVHost(name string) bool { return c.vhost(name) != nil }
 
+// VHosts returns the names of all virtual hosts, in order.
+func (c *Catalog) VHosts() []string {
+	var names []string
+	for name, s := range c.durable.spaces {
+		if s.exists {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
 // Queue returns a queue of either layer, or nil.
 func (c *Catalog) Queue(vhost, name string) *route.Queue {
 	for _, l := range [...]*layer{&c.durable, &c.local} {
