@@ -1,6 +1,15 @@
 package store
 
-import "github.com/sluicemq/sluice/internal/vfs"
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"path/filepath"
+	"slices"
+
+	"github.com/sluicemq/sluice/internal/vfs"
+)
 
 // CheckReport says what a store's directory holds and what is wrong with it.
 type CheckReport struct {
@@ -26,7 +35,7 @@ type SegmentReport struct {
 	Bytes   int64
 	Own     bool
 	Runs    int
-	Entries uint64
+	Entries uint64 // readable ones, without regard to their bodies
 	Due     int
 	Bodies  int // shared bodies
 	Damaged bool
@@ -39,4 +48,90 @@ func (r *CheckReport) Sound() bool { return len(r.Damages) == 0 }
 // checksums and that directories, indexes and due lists agree with the data, and
 // changes nothing. The error is for what keeps it from looking (no directory, a
 // MANIFEST that can't be read).
-func Check(fsys vfs.FS, dir string) (*CheckReport, error) { return nil, ErrClosed }
+func Check(fsys vfs.FS, dir string) (*CheckReport, error) {
+	b, err := vfs.ReadFile(fsys, filepath.Join(dir, manifestName))
+	if err != nil {
+		return nil, err
+	}
+	st, _, _, err := readManifest(b)
+	if err != nil {
+		return nil, err
+	}
+	r := &CheckReport{Settings: st.settings}
+	if r.Orphans, err = orphans(fsys, dir, st); err != nil {
+		return nil, err
+	}
+	shards := map[uint32]*ShardReport{}
+	shard := func(id uint32) *ShardReport {
+		if shards[id] == nil {
+			sh := st.shards[id]
+			shards[id] = &ShardReport{
+				Shard: id, Flushed: sh.flushed, HasCheckpoint: sh.hasCheck, Checkpoint: sh.check,
+			}
+		}
+		return shards[id]
+	}
+	for id := range st.shards {
+		shard(id)
+	}
+	for _, id := range slices.Sorted(maps.Keys(st.segs)) {
+		report, damages := checkSegment(fsys, dir, st.segs[id])
+		sh := shard(st.segs[id].Shard)
+		sh.Segments = append(sh.Segments, report)
+		r.Damages = append(r.Damages, damages...)
+	}
+	for _, id := range slices.Sorted(maps.Keys(shards)) {
+		sh := shards[id]
+		if sh.HasCheckpoint {
+			var damage *DamageError
+			if sh.Keys, damage = checkCheckpoint(fsys, dir, id, sh.Checkpoint); damage != nil {
+				r.Damages = append(r.Damages, damage)
+			}
+		}
+		r.Shards = append(r.Shards, *sh)
+	}
+	return r, nil
+}
+
+func orphans(fsys vfs.FS, dir string, st *manifestState) ([]string, error) {
+	files, err := listFiles(fsys, dir)
+	if err != nil {
+		return nil, err
+	}
+	listed := st.listedPaths()
+	return slices.DeleteFunc(files, func(path string) bool { return listed[path] }), nil
+}
+
+func checkCheckpoint(fsys vfs.FS, dir string, shard uint32, info CheckpointInfo) (keys int, damage *DamageError) {
+	path := checkpointPath(shard, info.File)
+	f, err := fsys.Open(filepath.Join(dir, path))
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, missingCheckpoint(shard, info)
+	}
+	if err == nil {
+		err = errors.Join(livePairs(f, shard, info, func(_, _ []byte) error { keys++; return nil }), f.Close())
+	}
+	if err != nil && !errors.As(err, &damage) {
+		damage = &DamageError{Path: path, Shard: shard, Len: info.Len, Reason: err.Error()}
+	}
+	return keys, damage
+}
+
+// checkSegment reads a whole segment file.
+func checkSegment(fsys vfs.FS, dir string, m SegmentMeta) (SegmentReport, []*DamageError) {
+	c := &segmentCheck{m: m, report: SegmentReport{ID: m.ID, Bytes: m.Bytes, Own: m.Own}}
+	f, err := fsys.Open(filepath.Join(dir, segmentPath(m.Shard, m.ID)))
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		c.damage(0, m.Bytes, "the file is missing", nil)
+	case err != nil:
+		c.damage(0, m.Bytes, err.Error(), nil)
+	default:
+		err = errors.Join(c.check(f), f.Close())
+		if err != nil {
+			c.damage(0, m.Bytes, fmt.Sprintf("reading: %v", err), nil)
+		}
+	}
+	c.report.Damaged = len(c.damages) > 0
+	return c.report, c.damages
+}

@@ -138,8 +138,9 @@ type Recovery struct {
 	Segments int
 	Bytes    int64 // of the segments
 	Orphans  int   // files removed because no MANIFEST lists them
-	// Damages are segments whose directory can't be read. The runs that a scan of
-	// their blocks found are in Shards; the caller must report the rest.
+	// Damages are checkpoint files that are missing, and segments that are, or whose
+	// directory can't be read. The runs that a scan of their blocks found are in
+	// Shards; the caller must report the rest.
 	Damages []*DamageError
 }
 
@@ -164,16 +165,17 @@ type CheckpointInfo struct {
 	File  uint32 // id of the file under ckpt/<shard>
 	Base  int64  // bytes of the base
 	Len   int64  // valid bytes of the file
+	Pairs uint64 // written to the file, deletes and replaced ones included
 }
 
 // Metrics are counters since Open, and gauges.
 type Metrics struct {
-	Segments, Pinned         int
-	SegmentBytes             int64
-	CacheHits, CacheMisses   uint64
-	CacheBytes               int64
-	OpenFiles                int
-	BytesWritten, BytesRead  uint64 // of segments
-	Edits, ManifestRewrites  uint64
-	BaseRewrites, Compaction uint64
+	Segments, Pinned          int // listed; dropped but pinned
+	SegmentBytes              int64
+	CacheHits, CacheMisses    uint64
+	CacheBytes                int64
+	OpenFiles                 int
+	BytesWritten, BytesRead   uint64 // of segments
+	Edits, ManifestRewrites   uint64
+	BaseRewrites, Compactions uint64
 }

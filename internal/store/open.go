@@ -1,0 +1,204 @@
+package store
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"path/filepath"
+	"slices"
+	"strconv"
+
+	"github.com/sluicemq/sluice/internal/vfs"
+)
+
+// ensureDefaults fills in what was left out and keeps the sizes consistent.
+func (o *Options) ensureDefaults() {
+	def := func(v *int64, d int64) {
+		if *v <= 0 {
+			*v = d
+		}
+	}
+	def(&o.SegmentBytes, 64<<20)
+	def(&o.OwnRunBytes, 4<<20)
+	def(&o.CacheBytes, 8<<20)
+	def(&o.ManifestBytes, 1<<20)
+	def(&o.CheckpointBytes, 1<<20)
+	o.SegmentBytes = min(o.SegmentBytes, maxFileBytes)
+	o.OwnRunBytes = min(o.OwnRunBytes, o.SegmentBytes)
+	if o.OpenFiles <= 0 {
+		o.OpenFiles = 256
+	}
+}
+
+// Open reads the MANIFEST and the directories of the segments, deletes what the
+// MANIFEST does not list, and makes the store ready. No data is scanned, but that of
+// segments whose directory is damaged. An error means that the store cannot be
+// used; in particular a MANIFEST that is damaged before its end, or missing where
+// segments are.
+func Open(opts Options) (*Store, *Recovery, error) {
+	opts.ensureDefaults()
+	s := &Store{
+		opts: opts, fs: opts.FS, cache: newBlockCache(opts.CacheBytes),
+		segs: map[SegID]*segment{}, ckpts: map[uint32]*checkpointFile{},
+	}
+	s.files = newHandles(s, opts.OpenFiles)
+	for _, dir := range []string{"", "seg", "ckpt"} {
+		if err := s.fs.MkdirAll(s.abs(dir)); err != nil {
+			return nil, nil, err
+		}
+	}
+	if err := s.openManifest(); err != nil {
+		return nil, nil, err
+	}
+	rec, err := s.recover()
+	if err != nil {
+		return nil, nil, errors.Join(err, s.Close())
+	}
+	return s, rec, nil
+}
+
+// openManifest opens the MANIFEST, or creates it in a directory without files.
+func (s *Store) openManifest() error {
+	err := removeIfExists(s.fs, s.abs(manifestName+tmpSuffix))
+	if err != nil {
+		return err
+	}
+	s.man, s.state, err = openManifest(s.fs, s.opts.Dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		var files []string
+		if files, err = listFiles(s.fs, s.opts.Dir); err != nil {
+			return err
+		}
+		if len(files) > 0 {
+			return &DamageError{Path: manifestName, Reason: fmt.Sprintf("it is missing, but there is %s", files[0])}
+		}
+		s.state = newManifestState()
+		s.man, _, err = createManifest(s.fs, s.opts.Dir, s.state)
+	}
+	if err == nil {
+		s.next.Store(uint32(s.state.next))
+	}
+	return err
+}
+
+// listFiles returns the paths of all segment and checkpoint files, relative to dir.
+func listFiles(fsys vfs.FS, dir string) ([]string, error) {
+	var paths []string
+	for _, kind := range []string{"seg", "ckpt"} {
+		shards, err := fsys.List(filepath.Join(dir, kind))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+		for _, shard := range shards {
+			if _, err := strconv.ParseUint(shard, 10, 32); err != nil {
+				continue // not ours
+			}
+			names, err := fsys.List(filepath.Join(dir, kind, shard))
+			if err != nil {
+				return nil, err
+			}
+			for _, name := range names {
+				paths = append(paths, filepath.Join(kind, shard, name))
+			}
+		}
+	}
+	return paths, nil
+}
+
+// listedPaths returns the paths of the files that the state lists.
+func (st *manifestState) listedPaths() map[string]bool {
+	paths := make(map[string]bool, len(st.segs))
+	for id, m := range st.segs {
+		paths[segmentPath(m.Shard, id)] = true
+	}
+	for shard, sh := range st.shards {
+		if sh.hasCheck {
+			paths[checkpointPath(shard, sh.check.File)] = true
+		}
+	}
+	return paths
+}
+
+// recover loads what the MANIFEST lists and removes the rest.
+func (s *Store) recover() (*Recovery, error) {
+	rec := &Recovery{Segments: len(s.state.segs)}
+	files, err := listFiles(s.fs, s.opts.Dir)
+	if err != nil {
+		return nil, err
+	}
+	listed := s.state.listedPaths()
+	for _, path := range files {
+		if !listed[path] {
+			s.remove(path, true)
+			rec.Orphans++
+		}
+	}
+	shards := map[uint32][]Run{}
+	for shard := range s.state.shards {
+		shards[shard] = nil
+	}
+	for _, id := range slices.Sorted(maps.Keys(s.state.segs)) {
+		m := s.state.segs[id]
+		rec.Bytes += m.Bytes
+		runs, damage, err := s.loadSegment(m)
+		if err != nil {
+			return nil, err
+		}
+		if damage != nil {
+			rec.Damages = append(rec.Damages, damage)
+		}
+		shards[m.Shard] = append(shards[m.Shard], runs...)
+	}
+	for _, shard := range slices.Sorted(maps.Keys(shards)) {
+		runs := shards[shard]
+		slices.SortFunc(runs, func(a, b Run) int {
+			return cmp.Or(cmp.Compare(a.Log, b.Log), cmp.Compare(a.Lane, b.Lane), cmp.Compare(a.First, b.First))
+		})
+		rec.Shards = append(rec.Shards, RecoveredShard{shard, runs})
+		damage, err := s.openCheckpoint(shard)
+		if err != nil {
+			return nil, err
+		}
+		if damage != nil {
+			rec.Damages = append(rec.Damages, damage)
+		}
+	}
+	return rec, nil
+}
+
+// loadSegment enters a listed segment and returns its runs: from the directory or,
+// if that is damaged, as far as a scan of the blocks finds them.
+func (s *Store) loadSegment(m SegmentMeta) ([]Run, *DamageError, error) {
+	path := segmentPath(m.Shard, m.ID)
+	var t trailer
+	var runs []Run
+	var infos []runInfo
+	reason := "the file is missing"
+	f, err := s.fs.Open(s.abs(path))
+	if err == nil {
+		t, runs, infos, reason, err = readDirectory(f, m)
+		if reason != "" && err == nil {
+			t, runs, infos, err = salvage(f, m)
+		}
+		err = errors.Join(err, f.Close())
+	} else if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("store: %s: %w", path, err)
+	}
+	m.stats = newStats(&t, runs, infos)
+	g := newSegment(m)
+	s.segs[m.ID] = g
+	if reason == "" {
+		return runs, nil, nil
+	}
+	found := uint64(0)
+	for i := range runs {
+		found += uint64(runs[i].Count)
+	}
+	reason = fmt.Sprintf("%s (a scan found %d of %d entries)", reason, found, m.Entries)
+	return runs, s.damage(g, int64(t.dirPos), 0, reason, nil), nil
+}

@@ -1,0 +1,174 @@
+package store
+
+import (
+	"encoding/binary"
+	"errors"
+	"io"
+
+	"github.com/sluicemq/sluice/internal/buf"
+	"github.com/sluicemq/sluice/internal/vfs"
+)
+
+// scanWindow is how much of a file a scanner reads at once.
+const scanWindow = 256 << 10
+
+// scanner reads the blocks of a file one after the other, or by position as long as
+// the positions mostly ascend, through a window.
+type scanner struct {
+	f    io.ReaderAt
+	id   uint32
+	end  int64 // blocks end here
+	read func(n int)
+
+	chunk *buf.Chunk
+	base  int64 // position of the window's first byte
+	win   []byte
+	big   []byte // for a block larger than the window
+}
+
+func newScanner(f io.ReaderAt, id uint32, end int64) *scanner {
+	return &scanner{f: f, id: id, end: end, chunk: buf.Get(scanWindow), read: func(int) {}}
+}
+
+func (sc *scanner) close() {
+	sc.chunk.Release()
+	sc.chunk, sc.win = nil, nil
+}
+
+// fill makes n bytes at pos available, as far as the file has them.
+func (sc *scanner) fill(pos int64, n int) ([]byte, error) {
+	if pos < sc.base || pos+int64(n) > sc.base+int64(len(sc.win)) {
+		want := max(int64(scanWindow), int64(n))
+		want = min(want, sc.end-pos)
+		b := sc.chunk.Bytes()[:min(want, scanWindow)]
+		if want > scanWindow {
+			if int64(cap(sc.big)) < want {
+				sc.big = make([]byte, want)
+			}
+			b = sc.big[:want]
+		}
+		k, err := sc.f.ReadAt(b, pos)
+		if err != nil && !errors.Is(err, io.EOF) {
+			return nil, err
+		}
+		sc.read(k)
+		sc.base, sc.win = pos, b[:k]
+	}
+	b := sc.win[pos-sc.base:]
+	return b[:min(n, len(b))], nil
+}
+
+// at returns the verified block at pos, valid until the next call; nil if there is
+// none. The error is one of reading.
+func (sc *scanner) at(pos int64) ([]byte, error) {
+	if pos < 0 || pos+blockHeaderLen > sc.end {
+		return nil, nil
+	}
+	h, err := sc.fill(pos, blockHeaderLen)
+	if err != nil {
+		return nil, err
+	}
+	n := blockLen(h)
+	if n == 0 || int64(n) > sc.end-pos {
+		return nil, nil
+	}
+	b, err := sc.fill(pos, n)
+	if err != nil {
+		return nil, err
+	}
+	return openBlock(b, 0, sc.id, pos), nil
+}
+
+// salvage finds the runs of a segment without its directory, by walking the chain
+// of blocks up to the first that is damaged. Weights are those of inline entries:
+// good enough for a segment that is never compacted.
+func salvage(f vfs.File, m SegmentMeta) (t trailer, runs []Run, infos []runInfo, err error) {
+	size, err := f.Size()
+	if err != nil {
+		return t, nil, nil, err
+	}
+	sc := newScanner(f, uint32(m.ID), size)
+	defer sc.close()
+	pos := int64(segmentHeaderLen)
+	for {
+		b, err := sc.at(pos)
+		if err != nil {
+			return t, nil, nil, err
+		}
+		if b == nil || b[8] > kindIndex {
+			break
+		}
+		if h, ok := parseEntriesHeader(b); ok {
+			n := len(runs)
+			if n > 0 && runs[n-1].Log == h.log && runs[n-1].Lane == h.lane {
+				runs[n-1].Flags |= RunIndexed // if the index was not reached, readers rebuild it
+			} else {
+				runs = append(runs, Run{
+					Seg: m.ID, Log: h.log, Lane: h.lane, First: h.first, Dir: uint32(n), Pos: uint32(pos),
+				})
+				infos = append(infos, runInfo{})
+				n++
+			}
+			salvageBlock(b, h, &runs[n-1], &infos[n-1])
+			runs[n-1].Size = uint32(pos) + uint32(len(b)) - runs[n-1].Pos
+		}
+		pos += int64(len(b))
+	}
+	t.duePos, t.dirPos = uint32(pos), uint32(pos)
+	return t, runs, infos, nil
+}
+
+func salvageBlock(b []byte, h entriesHeader, run *Run, info *runInfo) {
+	var it entryIter
+	var e entry
+	it.open(b, h)
+	for it.next(&e) {
+		run.Last = e.off
+		run.Count++
+		if e.shared {
+			run.Flags |= RunShared
+			info.stubs++
+		}
+	}
+	info.own += uint32(len(b))
+}
+
+// rebuildIndex finds the blocks of a run whose index is damaged, by walking them. A
+// damaged block is passed over if its length is still right.
+func (s *Store) rebuildIndex(g *segment, run Run) (*buf.Chunk, error) {
+	h, err := s.files.acquire(g)
+	if err != nil {
+		return nil, err
+	}
+	defer s.files.release(h)
+	end := int64(run.Pos) + int64(run.Size)
+	sc := newScanner(h.f, uint32(g.meta.ID), end)
+	defer sc.close()
+	x := make([]byte, blockHeaderLen)
+	for pos := int64(run.Pos); pos < end; {
+		b, err := sc.at(pos)
+		if err != nil {
+			return nil, err
+		}
+		if b == nil {
+			head, err := sc.fill(pos, blockHeaderLen)
+			if err != nil {
+				return nil, err
+			}
+			n := blockLen(head)
+			if n == 0 {
+				break
+			}
+			pos += int64(n)
+			continue
+		}
+		if e, ok := parseEntriesHeader(b); ok && e.log == run.Log && e.lane == run.Lane {
+			x = binary.LittleEndian.AppendUint64(x, e.first)
+			x = binary.LittleEndian.AppendUint32(x, uint32(pos))
+		}
+		pos += int64(len(b))
+	}
+	c := buf.Get(len(x))
+	c.SetBytes(append(c.Bytes(), x...))
+	return c, nil
+}
