@@ -1,0 +1,52 @@
+# Everything that is built, tested and measured here. `make help` lists it.
+
+GO ?= go
+BIN := .bin
+LINT_VERSION := $(shell sed -n 's/.*golangci-lint\/v2 \(v[^ ]*\).*/\1/p' tools/go.mod | head -n 1)
+LINT := $(BIN)/golangci-lint-$(LINT_VERSION)
+
+# How long each fuzz target runs, how often torture kills the broker, and which
+# broker the interop programs meet (empty: a sluice of their own).
+FUZZTIME ?= 10s
+KILLS ?= 30
+AMQP_URL ?=
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## say what there is
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+
+.PHONY: build
+build: ## build the program into .bin/sluice
+	$(GO) build -o $(BIN)/sluice ./cmd/sluice
+
+.PHONY: test
+test: ## all tests, as the README says
+	$(GO) test ./...
+
+.PHONY: race
+race: ## all tests under the race detector
+	$(GO) test -race ./...
+
+.PHONY: fuzz-smoke
+fuzz-smoke: ## each fuzz target for FUZZTIME (10s)
+	bash tools/fuzz-smoke.sh $(FUZZTIME)
+
+.PHONY: lint
+lint: $(LINT) ## linters, formatters, go.mod; the house rules are tests in internal/lint
+	$(GO) mod tidy -diff
+	$(LINT) run ./...
+
+# Built from source in the version that tools/go.mod pins; takes minutes once.
+$(LINT): tools/go.mod tools/go.sum
+	cd tools && $(GO) build -o ../$@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+	@touch $@
+
+.PHONY: interop
+interop: ## unmodified clients in Go, Python and Node, and the code of the documents
+	$(GO) run ./test/interop/cmd/interop $(if $(AMQP_URL),-url $(AMQP_URL))
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf $(BIN)

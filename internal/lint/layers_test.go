@@ -1,0 +1,31 @@
+package lint
+
+// layer says for one package what of sluice it may import.
+type layer struct {
+	path string   // below the module
+	pure bool     // no I/O, clock, goroutine, lock, context or randomness: see pureBans
+	sees []string // what it may import, nothing else; each stands further up in layers
+}
+
+// layers is the whole import graph, from the leaves to the program: a package
+// sees only what stands above it in this list, so there can be no cycle, and of
+// that only what its entry names. Tests of a package may import anything above it.
+//
+// A new package gets a line here and one in the map of docs/ARCHITECTURE.md. A
+// new edge is a decision: say in the commit why the package must know the other.
+var layers = []layer{
+	{path: "internal/buf"},
+	{path: "internal/berr"},
+	{path: "internal/vfs"},
+	{path: "internal/msg", pure: true, sees: []string{"internal/buf"}},
+	{path: "internal/proto/amqp/amqpwire", pure: true},
+	{path: "internal/route", pure: true},
+	{path: "internal/meta", pure: true, sees: []string{"internal/berr", "internal/route"}},
+	{path: "internal/queue", pure: true, sees: []string{"internal/msg"}},
+	{path: "internal/wal", sees: []string{"internal/vfs"}},
+	{path: "internal/store", sees: []string{"internal/buf", "internal/msg", "internal/vfs"}},
+	{path: "internal/shard", sees: []string{"internal/buf", "internal/msg", "internal/wal"}},
+	{path: "internal/bench"},
+	{path: "internal/cli", sees: []string{"internal/bench"}},
+	{path: "internal/lint"},
+}
