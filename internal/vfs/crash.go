@@ -2,8 +2,10 @@ package vfs
 
 import (
 	"bytes"
+	"io/fs"
 	"maps"
 	"math/rand/v2"
+	"path/filepath"
 	"slices"
 )
 
@@ -155,4 +157,60 @@ func (m *Mem) CrashClone(rng *rand.Rand, opts CrashOptions) *Mem {
 		c.used += int64(len(n.data))
 	}
 	return c
+}
+
+// Clone returns an independent copy of the file system with everything that is
+// not synced yet still unsynced: what the next process finds after this one was
+// killed. Open handles and locks stay with m.
+func (m *Mem) Clone() *Mem {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	copies := map[*node]*node{}
+	clone := func(n *node) *node {
+		if copies[n] == nil {
+			copies[n] = n.clone()
+		}
+		return copies[n]
+	}
+	c := NewMem()
+	maps.Copy(c.dirs, m.dirs)
+	c.limit, c.used = m.limit, m.used
+	for path, n := range m.names {
+		c.names[path] = clone(n)
+	}
+	for path, n := range m.durable {
+		c.durable[path] = clone(n)
+	}
+	for _, op := range m.pending {
+		op.node = clone(op.node)
+		c.pending = append(c.pending, op)
+	}
+	return c
+}
+
+// clone copies a node; recorded versions of sectors never change and are shared.
+func (n *node) clone() *node {
+	c := *n
+	c.data, c.base, c.sizes = slices.Clone(n.data), slices.Clone(n.base), slices.Clone(n.sizes)
+	c.dirty = make(map[int64][][]byte, len(n.dirty))
+	for s, versions := range n.dirty {
+		c.dirty[s] = slices.Clone(versions)
+	}
+	return &c
+}
+
+// ForgetDirty does to a file what Linux does when writing back fails: what was
+// written since the last sync is read as if all were well, but counts as clean,
+// so that later syncs succeed without it ever reaching the disk.
+func (m *Mem) ForgetDirty(path string) error {
+	path = filepath.Clean(path)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n := m.names[path]
+	if n == nil {
+		return pathError("forget", path, fs.ErrNotExist)
+	}
+	clear(n.dirty)
+	n.sizes = n.sizes[:0]
+	return nil
 }

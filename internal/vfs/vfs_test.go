@@ -331,6 +331,39 @@ func TestCrashTears(t *testing.T) {
 	}
 }
 
+// TestCloneAndForget: a killed process leaves its unsynced changes unsynced, and
+// a failed write-back leaves them readable and lost.
+func TestCloneAndForget(t *testing.T) {
+	mem := NewMem()
+	f := must[File](t)(mem.Create("/f"))
+	must[int](t)(f.WriteAt([]byte("synced"), 0))
+	noErr(t, f.Sync())
+	noErr(t, mem.SyncDir("/"))
+	must[int](t)(f.WriteAt([]byte("WRITTEN"), 0))
+	noErr(t, mem.Rename("/f", "/g"))
+	c := mem.Clone()
+	must[int](t)(f.WriteAt([]byte("later"), 0))
+	if b := must[[]byte](t)(ReadFile(c, "/g")); string(b) != "WRITTEN" {
+		t.Fatalf("clone has %q", b)
+	}
+	none := CrashOptions{Data: KeepNone, Names: KeepNone}
+	if b := must[[]byte](t)(ReadFile(c.CrashClone(nil, none), "/f")); string(b) != "synced" {
+		t.Fatalf("clone lost power and has %q", b)
+	}
+	noErr(t, c.SyncDir("/"))
+	noErr(t, c.ForgetDirty("/g"))
+	g := must[File](t)(c.OpenReadWrite("/g"))
+	noErr(t, g.SyncData())
+	if b := must[[]byte](t)(ReadFile(c, "/g")); string(b) != "WRITTEN" {
+		t.Fatalf("after forgetting, reading gives %q", b)
+	}
+	must[int](t)(g.WriteAt([]byte("?"), SectorSize))
+	noErr(t, g.SyncData())
+	if b := must[[]byte](t)(ReadFile(c.CrashClone(nil, none), "/g")); string(b[:7]) != "synced\x00" {
+		t.Fatalf("what was forgotten reached the disk: %q", b[:7])
+	}
+}
+
 func TestSpaceLimit(t *testing.T) {
 	mem := NewMem()
 	f := must[File](t)(mem.Create("/f"))
