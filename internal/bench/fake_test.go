@@ -38,6 +38,7 @@ type fakeBroker struct {
 	// hangUpAtLogin closes the socket instead of answering start-ok.
 	hangUpAtLogin bool
 
+	start     sync.Once
 	mu        sync.Mutex
 	published int
 	queues    map[string]*fakeQueue
@@ -82,7 +83,6 @@ func newFakeBroker(t *testing.T) *fakeBroker {
 		t.Fatal(err)
 	}
 	b := &fakeBroker{t: t, ln: ln, frameMax: 131072, queues: map[string]*fakeQueue{}, dirty: map[*fakeConn]struct{}{}}
-	b.wg.Go(b.accept)
 	t.Cleanup(func() {
 		ln.Close()
 		b.wg.Wait()
@@ -90,7 +90,17 @@ func newFakeBroker(t *testing.T) *fakeBroker {
 	return b
 }
 
-func (b *fakeBroker) url() string { return "amqp://guest:guest@" + b.ln.Addr().String() + "/" }
+// url starts the broker at its first call; its knobs are set before.
+func (b *fakeBroker) url() string {
+	b.start.Do(func() { b.wg.Go(b.accept) })
+	return "amqp://guest:guest@" + b.ln.Addr().String() + "/"
+}
+
+func (b *fakeBroker) queueCount() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.queues)
+}
 
 func (b *fakeBroker) accept() {
 	for {
