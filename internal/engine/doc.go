@@ -1,0 +1,26 @@
+// Package engine is a shard's machine for queues: it joins the ledger (what is in the
+// logs), the dispatch (who gets it next) and the places (where the bytes lie), and
+// keeps the node's disk in order.
+//
+// A Machine is applied and driven by its shard's loop. It never reads a disk and does
+// no work per message: it applies operations, and delivers ranges. Sessions reach it
+// through methods that post to the loop.
+//
+// # Places
+//
+// An applied submission is an entry of the tail: its position in the WAL and, while
+// the tail cache has room, its chunk. Per log and lane there is one note for each
+// append operation in the tail, and a sorted list of runs in segments for what was
+// flushed. A delivery carries a hint to its note; a Reader resolves it on the
+// connection's own goroutine: chunk, else WAL file, else segment. Whatever the hint
+// says, the runs are looked up last, so a hint that has become stale does no harm; a
+// message found nowhere has been settled meanwhile.
+//
+// # Upkeep
+//
+// One goroutine per node (Keeper) moves what is still unsettled in the oldest WAL file
+// into segments once the sealed files exceed their budget, sees to it that a
+// checkpoint covers the file, and gives the file back; it drops dead segments and
+// rewrites those that are mostly dead. A volatile shard, which has no WAL, spills the
+// same way when its chunks exceed their budget.
+package engine

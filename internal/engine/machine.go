@@ -1,0 +1,296 @@
+package engine
+
+import (
+	"log/slog"
+
+	"github.com/sluicemq/sluice/internal/msg"
+	"github.com/sluicemq/sluice/internal/queue"
+	"github.com/sluicemq/sluice/internal/shard"
+	"github.com/sluicemq/sluice/internal/store"
+	"github.com/sluicemq/sluice/internal/wal"
+)
+
+// deliveriesPerTurn bounds the ranges that one turn of the loop delivers.
+const deliveriesPerTurn = 256
+
+// Machine is the state of one shard of queues. Owned by the shard's loop, but for
+// what its readers use (places' runs and the tail, each under its own lock).
+type Machine struct {
+	id       uint32
+	volatile bool
+	ledger   *queue.Ledger
+	dispatch *queue.Dispatch
+	places   places
+	tail     tail
+	store    *store.Store
+	wal      *wal.Log // nil when volatile
+
+	core    Submitter // set by Bind
+	leading bool
+	flushed uint64 // WAL files up to here were flushed before this start
+	op      msg.Op
+	out     func(*queue.Delivery)
+
+	waitingGets []*get
+	returns     map[msg.LogID][]counted // requeues that wait for their counts to be applied
+	cut         cut
+}
+
+// Submitter takes operations of the machine's own that may wait for company.
+type Submitter interface{ Submit(s shard.Sub) }
+
+// counted is a requeue on a log that counts deliveries, in the order of its commands.
+type counted struct {
+	c    *Consumer
+	lane uint8
+	rs   []msg.Range
+}
+
+// Config makes a Machine.
+type Config struct {
+	Shard    uint32
+	Volatile bool
+	Store    *store.Store
+	WAL      *wal.Log
+	// TailCache is how many bytes of recent chunks are kept for consumers.
+	TailCache int64
+}
+
+// New returns an empty machine; Restore and RestoreDone fill it.
+func New(c Config) *Machine {
+	m := &Machine{
+		id: c.Shard, volatile: c.Volatile, store: c.Store, wal: c.WAL,
+		ledger:  queue.NewLedger(),
+		places:  places{lanes: map[lane]*place{}},
+		tail:    tail{budget: c.TailCache},
+		returns: map[msg.LogID][]counted{},
+	}
+	if c.Volatile {
+		m.tail.budget = 0
+	}
+	if c.Store != nil && !c.Volatile {
+		m.flushed = c.Store.Flushed(c.Shard).WALSeq
+	}
+	m.dispatch = queue.NewDispatch(m.ledger, m)
+	m.out = m.deliver
+	return m
+}
+
+// Bind tells the machine where its own operations go.
+func (m *Machine) Bind(s Submitter) { m.core = s }
+
+// Locate implements queue.Locator.
+func (m *Machine) Locate(log msg.LogID, n uint8, off msg.Offset, most uint64) (queue.Source, uint64, uint64) {
+	l := m.places.lanes[lane{log, n}]
+	if l == nil {
+		return queue.Source{Kind: srcRun}, 1, 1
+	}
+	return l.locate(off, most)
+}
+
+// Apply implements shard.Machine.
+func (m *Machine) Apply(c *shard.Command) (res shard.Result) {
+	it := c.Sub.Iter()
+	op := &m.op
+	sub := noSub
+	for i := 0; it.Next(op); i++ {
+		switch op.Kind {
+		case msg.OpAppend:
+			if sub == noSub {
+				sub = m.tailPush(c)
+			}
+			m.applyAppend(c, sub, i, op, &res)
+		case msg.OpSettle:
+			for _, r := range op.Ranges {
+				m.settle(op.Log, op.Lane, r, op.Reason)
+			}
+		case msg.OpReturn:
+			m.applyReturn(op)
+		case msg.OpReserve:
+			m.ledger.Reserve(op.Log, op.Lane, op.Upto)
+			if m.leading {
+				m.dispatch.Reserved(op.Log, op.Lane)
+			}
+		case msg.OpEnsure:
+			m.ledger.Ensure(op.Log, op.Data)
+		case msg.OpDelete:
+			m.applyDelete(op.Log)
+		case msg.OpSeal:
+			if !m.ledger.Seal(op.Log, op.Flags) {
+				res.Outcomes = append(res.Outcomes, shard.Outcome{Op: i, Code: shard.Refused})
+			}
+		case msg.OpUnseal:
+			m.ledger.Unseal(op.Log)
+		case msg.OpBodyPart, msg.OpTermStart, msg.OpMeta:
+			slog.Error("operation of another machine", "shard", m.id, "kind", op.Kind)
+		}
+	}
+	if err := it.Err(); err != nil {
+		slog.Error("submission can't be read to its end", "shard", m.id, "index", c.Index, "err", err)
+	}
+	if sub != noSub {
+		m.sealSub(c, sub)
+	}
+	return res
+}
+
+const noSub = ^uint64(0)
+
+// tailPush enters the submission into the tail; what lies in a WAL file that was
+// flushed before this start is in segments already and only gets offsets.
+func (m *Machine) tailPush(c *shard.Command) uint64 {
+	m.cut.notes = m.cut.notes[:0]
+	return m.tail.push(c.Pos, 0, c.Chunk)
+}
+
+// sealSub settles the account of a submission after its last operation.
+func (m *Machine) sealSub(c *shard.Command, sub uint64) {
+	m.tail.setLive(sub, uint32(len(m.cut.notes)), m.volatile)
+	if !m.volatile && len(m.cut.notes) > 0 {
+		m.cut.addSub(sub, c.Pos, m.cut.notes)
+	}
+}
+
+// setLive fills in how many notes refer to a submission.
+func (t *tail) setLive(sub uint64, n uint32, volatile bool) {
+	t.mu.Lock()
+	t.subs[sub-t.first].live += n + 1
+	t.mu.Unlock()
+	t.unref(sub, volatile) // takes back the one added; frees the chunk if n is 0
+}
+
+func (m *Machine) applyAppend(c *shard.Command, sub uint64, i int, op *msg.Op, res *shard.Result) {
+	for k, t := range op.Targets {
+		var cond *msg.Cond
+		if op.HasCond {
+			cond = &op.Cond
+		}
+		out := m.ledger.Append(t.Log, t.Lane, op.N, cond)
+		switch out.Code {
+		case queue.Appended:
+			if c.Pos.Seq == 0 || c.Pos.Seq > m.flushed {
+				n := note{first: out.First, sub: sub, count: uint32(op.N), op: uint32(op.Pos), bytes: uint32(op.Bytes)}
+				l := m.places.of(lane{t.Log, t.Lane})
+				l.notes = append(l.notes, n)
+				m.cut.notes = append(m.cut.notes, laneNote{lane{t.Log, t.Lane}, n})
+			}
+			if m.leading {
+				m.dispatch.Appended(t.Log, t.Lane, out.First, uint64(op.N))
+			}
+			continue
+		case queue.Unknown, queue.Sealed:
+			res.Outcomes = append(res.Outcomes, shard.Outcome{Op: i, Target: k, Code: shard.Gone})
+		case queue.Duplicate:
+			res.Outcomes = append(res.Outcomes, shard.Outcome{Op: i, Target: k, Code: shard.Duplicate, Offset: out.First})
+		case queue.Refused:
+			res.Outcomes = append(res.Outcomes, shard.Outcome{Op: i, Target: k, Code: shard.Refused})
+		}
+	}
+}
+
+// settle records a settlement and keeps the accounts of segments and tail.
+func (m *Machine) settle(log msg.LogID, n uint8, r msg.Range, why msg.Reason) {
+	l := m.places.lanes[lane{log, n}]
+	ln, ok := m.ledger.Lane(log, n)
+	if !ok || l == nil {
+		return
+	}
+	if len(l.runs) > 0 && !m.volatileOnly() {
+		m.countDead(l, ln, r)
+	}
+	newly := m.ledger.Settle(log, n, r, why)
+	if m.leading {
+		m.dispatch.Settled(log, n, newly)
+	}
+	l.trim(ln.Low(), m.unref)
+}
+
+func (m *Machine) volatileOnly() bool { return m.store == nil }
+
+func (m *Machine) unref(sub uint64) { m.tail.unref(sub, m.volatile) }
+
+// countDead tells the store how many entries of each run the range settles; called
+// before it is settled.
+func (m *Machine) countDead(l *place, ln *queue.Lane, r msg.Range) {
+	end := r.First + r.Count
+	for i := range l.runs {
+		run := &l.runs[i]
+		if run.First >= end {
+			break
+		}
+		if run.Last < r.First {
+			continue
+		}
+		lo, hi := max(run.First, r.First), min(run.Last+1, end)
+		if n := ln.UnsettledIn(msg.Range{First: lo, Count: hi - lo}); n > 0 {
+			m.store.AddDead(*run, int(n))
+		}
+	}
+}
+
+func (m *Machine) applyReturn(op *msg.Op) {
+	for _, r := range op.Ranges {
+		m.ledger.Return(op.Log, op.Lane, r, op.Count)
+	}
+	if q := m.returns[op.Log]; m.leading && len(q) > 0 {
+		m.dispatch.Return(&q[0].c.Consumer, op.Log, q[0].lane, q[0].rs)
+		if len(q) == 1 {
+			delete(m.returns, op.Log)
+		} else {
+			m.returns[op.Log] = q[1:]
+		}
+	}
+}
+
+func (m *Machine) applyDelete(log msg.LogID) {
+	var lanes []uint8
+	m.ledger.Lanes(log, func(n uint8, ln *queue.Lane) bool {
+		lanes = append(lanes, n)
+		if l := m.places.lanes[lane{log, n}]; l != nil {
+			if m.store != nil {
+				m.countDead(l, ln, msg.Range{First: 0, Count: ln.Tail()})
+			}
+			l.trim(^msg.Offset(0), m.unref)
+		}
+		return true
+	})
+	m.places.drop(log, lanes)
+	m.ledger.Delete(log)
+	delete(m.returns, log)
+	if !m.leading {
+		return
+	}
+	for _, c := range m.dispatch.Drop(log) {
+		if ec, ok := c.User.(*Consumer); ok && ec.Sink != nil {
+			ec.Sink.Canceled(ec)
+		}
+	}
+	m.answerGets(log)
+}
+
+// Lead implements shard.Machine.
+func (m *Machine) Lead(uint64) {
+	m.leading = true
+	clear(m.returns)
+	m.dispatch.Start()
+}
+
+// Follow implements shard.Machine.
+func (m *Machine) Follow() { m.leading = false }
+
+// Drive implements shard.Machine: deliver, and reserve ahead.
+func (m *Machine) Drive(b *msg.Builder) bool {
+	more := m.dispatch.Run(deliveriesPerTurn, m.out)
+	m.tryGets()
+	m.dispatch.WantReserve(func(log msg.LogID, n uint8, upto msg.Offset) { b.Reserve(log, n, upto) })
+	return more
+}
+
+func (m *Machine) deliver(d *queue.Delivery) {
+	c := d.Consumer.User.(*Consumer)
+	c.hold(d.Lane, msg.Range{First: d.First, Count: uint64(d.Count)})
+	c.Sink.Deliver(d)
+}
+
+// Ledger gives read access to the replicated state; on the loop only.
+func (m *Machine) Ledger() *queue.Ledger { return m.ledger }

@@ -1,0 +1,303 @@
+package engine
+
+import (
+	"errors"
+
+	"github.com/sluicemq/sluice/internal/buf"
+	"github.com/sluicemq/sluice/internal/msg"
+	"github.com/sluicemq/sluice/internal/queue"
+	"github.com/sluicemq/sluice/internal/shard"
+)
+
+// ErrStopped: the shard has stopped.
+var ErrStopped = errors.New("engine: shard stopped")
+
+// Sink takes what a consumer is given. Called on the shard's loop; must not block.
+type Sink interface {
+	Deliver(d *queue.Delivery)
+	Got(token uint64, d *queue.Delivery, left uint64)
+	Canceled(c *Consumer)
+}
+
+// Consumer is a consumer with what is in flight to it. After Attach it is owned by the
+// shard's loop, but for Queue, Sink and User.
+type Consumer struct {
+	queue.Consumer // its User is this Consumer
+	Sink           Sink
+	Tag            any // the session's own
+
+	shard    *Shard
+	inflight map[uint8]*queue.Set // by lane
+	attached bool
+	counts   bool // the log counts deliveries
+}
+
+func (c *Consumer) hold(n uint8, r msg.Range) {
+	s := c.inflight[n]
+	if s == nil {
+		if c.inflight == nil {
+			c.inflight = map[uint8]*queue.Set{}
+		}
+		s = &queue.Set{}
+		c.inflight[n] = s
+	}
+	s.AddRange(r.First, r.First+r.Count)
+}
+
+func (c *Consumer) letGo(n uint8, rs []msg.Range) {
+	if s := c.inflight[n]; s != nil {
+		for _, r := range rs {
+			s.RemoveRange(r.First, r.First+r.Count)
+		}
+	}
+}
+
+// Shard is a shard of queues as sessions see it.
+type Shard struct {
+	*shard.Shard
+	m *Machine
+}
+
+// Machine returns the shard's machine, for functions that run on its loop.
+func (s *Shard) Machine() *Machine { return s.m }
+
+// NewConsumer makes a consumer of a log; Attach or Get put it to use.
+func (s *Shard) NewConsumer(c queue.Consumer, sink Sink, tag any) *Consumer {
+	ec := &Consumer{Consumer: c, Sink: sink, Tag: tag, shard: s}
+	ec.User = ec
+	return ec
+}
+
+// Attach lets c receive; ready is called on the loop after the checks and before
+// anything is delivered. Errors are those of queue.Dispatch.Attach.
+func (s *Shard) Attach(c *Consumer, ready func()) error {
+	err := ErrStopped
+	s.Call(func() {
+		if !s.m.leading {
+			return
+		}
+		if err = s.m.dispatch.Attach(&c.Consumer); err == nil {
+			c.attached = true
+			p, _ := s.m.ledger.Profile(c.Log)
+			c.counts = p.CountDeliveries
+			ready()
+		}
+	})
+	return err
+}
+
+// Detach ends deliveries to c; what is in flight stays so.
+func (s *Shard) Detach(c *Consumer) {
+	s.Call(func() { s.m.detach(c) })
+}
+
+func (m *Machine) detach(c *Consumer) {
+	if c.attached {
+		c.attached = false
+		m.dispatch.Detach(&c.Consumer)
+	}
+}
+
+// Release detaches c and returns all that is in flight to it.
+func (s *Shard) Release(c *Consumer) {
+	s.Call(func() {
+		m := s.m
+		m.detach(c)
+		if !m.leading {
+			return
+		}
+		for n, set := range c.inflight {
+			if rs := set.AppendRanges(nil, 0, queue.NoOffset); len(rs) > 0 {
+				m.giveBack(c, n, rs)
+			}
+		}
+		c.inflight = nil
+	})
+}
+
+// giveBack makes messages ready again; where deliveries count that is a command first.
+func (m *Machine) giveBack(c *Consumer, n uint8, rs []msg.Range) {
+	switch {
+	case c.NoAck:
+		m.dispatch.Release(c.Log, n, rs)
+	case c.counts:
+		m.returns[c.Log] = append(m.returns[c.Log], counted{c, n, rs})
+		var b msg.Builder
+		b.Return(c.Log, n, true, rs)
+		m.core.Submit(shard.Sub{Chunk: b.Finish()})
+	default:
+		m.dispatch.Return(&c.Consumer, c.Log, n, rs)
+	}
+}
+
+// Kick tells that a pool of c which was empty has room again.
+func (s *Shard) Kick(cs ...*Consumer) {
+	s.Post(func() {
+		for _, c := range cs {
+			if c.attached && s.m.leading {
+				s.m.dispatch.Kick(&c.Consumer)
+			}
+		}
+	})
+}
+
+// Settled is one consumer's part of a settlement.
+type Settled struct {
+	Consumer *Consumer
+	Lane     uint8
+	Ranges   []msg.Range // sorted, disjoint
+	Requeue  bool        // else Reason says why they are done with
+	Reason   msg.Reason
+}
+
+// Settle frees the consumers' credit at once, and submits what must be written. Lazy
+// settlements wait a little for company. done may be nil.
+func (s *Shard) Settle(list []Settled, lazy bool, done shard.Completer, token uint64) {
+	var b msg.Builder
+	for _, x := range list {
+		if !x.Requeue {
+			b.Settle(x.Consumer.Log, x.Lane, x.Reason, x.Ranges)
+		}
+	}
+	chunk := b.Finish()
+	s.Post(func() {
+		s.m.settleSoft(list)
+		switch {
+		case chunk != nil:
+			s.m.core.Submit(shard.Sub{Chunk: chunk, Done: done, Token: token, Lazy: lazy})
+		case done != nil:
+			done.Completed(s.ID(), token, shard.Result{})
+		}
+	})
+}
+
+func (m *Machine) settleSoft(list []Settled) {
+	for _, x := range list {
+		c := x.Consumer
+		c.letGo(x.Lane, x.Ranges)
+		if !m.leading {
+			continue
+		}
+		if x.Requeue {
+			m.giveBack(c, x.Lane, x.Ranges)
+			continue
+		}
+		if !c.NoAck {
+			n := uint64(0)
+			for _, r := range x.Ranges {
+				n += r.Count
+			}
+			m.dispatch.Acked(&c.Consumer, c.Log, x.Lane, n)
+		}
+	}
+}
+
+// get is a basic.get that waits for its reservation.
+type get struct {
+	c     *Consumer
+	token uint64
+}
+
+// Get asks for one message for c; the answer comes through its Sink.
+func (s *Shard) Get(c *Consumer, token uint64) {
+	s.Post(func() {
+		p, _ := s.m.ledger.Profile(c.Log)
+		c.counts = p.CountDeliveries
+		s.m.waitingGets = append(s.m.waitingGets, &get{c, token})
+		s.m.tryGets()
+	})
+}
+
+func (m *Machine) tryGets() {
+	if len(m.waitingGets) == 0 || !m.leading {
+		return
+	}
+	kept := m.waitingGets[:0]
+	for _, g := range m.waitingGets {
+		d, st := m.dispatch.Get(g.c.Log, &g.c.Consumer)
+		switch st {
+		case queue.GetWait:
+			kept = append(kept, g)
+		case queue.GetEmpty:
+			g.c.Sink.Got(g.token, nil, 0)
+		case queue.GetFound:
+			g.c.hold(d.Lane, msg.Range{First: d.First, Count: uint64(d.Count)})
+			g.c.Sink.Got(g.token, &d, m.dispatch.Counts(g.c.Log).Ready)
+		}
+	}
+	clear(m.waitingGets[len(kept):])
+	m.waitingGets = kept
+}
+
+// answerGets ends the gets that wait on a log that is gone.
+func (m *Machine) answerGets(log msg.LogID) {
+	kept := m.waitingGets[:0]
+	for _, g := range m.waitingGets {
+		if g.c.Log == log {
+			g.c.Sink.Got(g.token, nil, 0)
+			continue
+		}
+		kept = append(kept, g)
+	}
+	m.waitingGets = kept
+}
+
+// Counts returns the figures of a log.
+func (s *Shard) Counts(log msg.LogID) (c queue.Counts, err error) {
+	if !s.Call(func() { c = s.m.dispatch.Counts(log) }) {
+		return c, ErrStopped
+	}
+	return c, nil
+}
+
+// Purge settles all that is ready in a log and returns how many messages that were,
+// when it is durable.
+func (s *Shard) Purge(log msg.LogID) (n uint64, err error) {
+	w := newWaiter()
+	ok := s.Call(func() {
+		var b msg.Builder
+		for _, h := range s.m.dispatch.HoldAll(log) {
+			b.Settle(log, h.Lane, msg.Purged, h.Ranges)
+			for _, r := range h.Ranges {
+				n += r.Count
+			}
+		}
+		if b.Empty() {
+			w.Completed(s.ID(), 0, shard.Result{})
+			return
+		}
+		s.m.core.Submit(shard.Sub{Chunk: b.Finish(), Done: w})
+	})
+	if !ok {
+		return 0, ErrStopped
+	}
+	return n, w.wait().Err
+}
+
+// Do submits operations and waits until they are applied.
+func (s *Shard) Do(build func(b *msg.Builder)) (shard.Result, error) {
+	var b msg.Builder
+	build(&b)
+	return s.DoChunk(b.Finish())
+}
+
+// DoChunk submits an encoded submission and waits until it is applied.
+func (s *Shard) DoChunk(c *buf.Chunk) (shard.Result, error) { return Do(s.Shard, c) }
+
+// Do submits to any shard and waits until it is applied.
+func Do(s *shard.Shard, c *buf.Chunk) (shard.Result, error) {
+	w := newWaiter()
+	s.Submit(shard.Sub{Chunk: c, Done: w})
+	res := w.wait()
+	return res, res.Err
+}
+
+// waiter is a Completer that somebody waits for.
+type waiter struct{ ch chan shard.Result }
+
+func newWaiter() *waiter { return &waiter{make(chan shard.Result, 1)} }
+
+// Completed implements shard.Completer.
+func (w *waiter) Completed(_ uint32, _ uint64, res shard.Result) { w.ch <- res }
+
+func (w *waiter) wait() shard.Result { return <-w.ch }
