@@ -31,7 +31,7 @@ func TestReadersDontMeetTheWriter(t *testing.T) {
 			}
 		})
 	}
-	for i := range 3000 {
+	for i := range 1000 {
 		e := current.Load().Edit()
 		for j := range 3 {
 			name := fmt.Sprintf("q%d", (i+j*7)%100)
