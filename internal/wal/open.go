@@ -145,8 +145,8 @@ func (l *Log) openFiles(s *scan) error {
 // continueTail makes the last file ready to be written behind its last group, or
 // finishes it if it cannot be: because it is damaged, full, or of another size.
 func (l *Log) continueTail(sf *scannedFile, torn *TornTail) error {
-	if sf.final || sf.end == 0 {
-		return nil
+	if sf.end == 0 {
+		return nil // nothing in it is valid
 	}
 	w := &l.w
 	w.cur = l.files.live[len(l.files.live)-1]
@@ -154,8 +154,8 @@ func (l *Log) continueTail(sf *scannedFile, torn *TornTail) error {
 		return err
 	}
 	w.off, w.synced, w.witness = sf.end, sf.end, sf.witness
-	if sf.end+sectorSize > sf.size {
-		return nil // no room for the final group either
+	if sf.final || sf.end+sectorSize > sf.size {
+		return nil // nothing goes into it any more, not even a final group
 	}
 	w.finished = false
 	if !sf.damaged && sf.size == l.opts.FileSize && w.fits(sectorSize) {
