@@ -2,7 +2,6 @@ package store
 
 import (
 	"encoding/binary"
-	"hash/crc32"
 	"math"
 
 	"github.com/sluicemq/sluice/internal/msg"
@@ -33,18 +32,20 @@ const (
 	kindDirectory                  // the runs of a segment
 	kindPairs                      // keys and values of a checkpoint
 	kindMark                       // the end of a checkpoint's delta
+
+	// kindMore is added to kindEntries for the second and later blocks of a run.
+	kindMore uint8 = 0x80
 )
 
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+// kindOf returns the kind of a verified block.
+func kindOf(b []byte) uint8 { return b[8] &^ kindMore }
 
 // blockCRC is the checksum of a block that lies at pos of the file with this id.
 // The place is part of it so that a block is recognised that was written to, or
 // read from, another place.
 func blockCRC(b []byte, id uint32, pos int64) uint32 {
-	var place [12]byte
-	binary.LittleEndian.PutUint32(place[:], id)
-	binary.LittleEndian.PutUint64(place[4:], uint64(pos))
-	return crc32.Update(crc32.Checksum(b[4:], castagnoli), castagnoli, place[:])
+	place := uint64(pos)*0x9e3779b97f4a7c15 + uint64(id)*0xc2b2ae3d27d4eb4f
+	return msg.CRC(b[4:]) ^ uint32(place>>32)
 }
 
 // sealBlock fills in the header of the block b, which begins with blockHeaderLen
@@ -72,7 +73,7 @@ func blockLen(b []byte) int {
 // follows; nil if it is not what was written.
 func openBlock(b []byte, kind uint8, id uint32, pos int64) []byte {
 	n := blockLen(b)
-	if n == 0 || n > len(b) || kind != 0 && b[8] != kind {
+	if n == 0 || n > len(b) || kind != 0 && kindOf(b) != kind {
 		return nil
 	}
 	if binary.LittleEndian.Uint32(b) != blockCRC(b[:n], id, pos) {
@@ -94,7 +95,8 @@ type entriesHeader struct {
 	lane  uint8
 	count int
 	first msg.Offset
-	at    int // position of the first entry in the block
+	at    int  // position of the first entry in the block
+	more  bool // not the run's first block
 }
 
 // appendEntriesHeader begins a block of entries; countAt is the position of its u16
@@ -110,7 +112,7 @@ func appendEntriesHeader(b []byte, log msg.LogID, lane uint8, first msg.Offset) 
 
 // parseEntriesHeader reads the head of a verified block of entries.
 func parseEntriesHeader(b []byte) (h entriesHeader, ok bool) {
-	if len(b) < blockHeaderLen || b[8] != kindEntries {
+	if len(b) < blockHeaderLen || kindOf(b) != kindEntries {
 		return h, false
 	}
 	p := blockHeaderLen
@@ -126,7 +128,7 @@ func parseEntriesHeader(b []byte) (h entriesHeader, ok bool) {
 	if n <= 0 || first > maxOffset || h.count == 0 {
 		return h, false
 	}
-	h.first, h.at = first, p+n
+	h.first, h.at, h.more = first, p+n, b[8]&kindMore != 0
 	return h, true
 }
 

@@ -129,7 +129,7 @@ func (c *segmentCheck) walk(sc *scanner, end int64) error {
 			pos = c.skip(pos, end)
 			continue
 		}
-		switch b[8] {
+		switch kindOf(b) {
 		case kindEntries:
 			c.entries(b, pos)
 		case kindBodies:

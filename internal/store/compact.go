@@ -88,7 +88,10 @@ func (s *Store) compact(c *Compaction, live LiveFunc, opts CompactOptions) (*Wri
 		return nil, fmt.Errorf("%w: nothing to compact", ErrInvalid)
 	}
 	w := s.NewWriter(c.inputs[0].meta.Shard, WriterOptions{Throttle: opts.Throttle})
-	w.set = commonSet(c.inputs)
+	w.set = c.inputs[0].meta.Set
+	for _, g := range c.inputs {
+		w.set = min(w.set, g.meta.Set)
+	}
 	m := &merge{w: w, live: live}
 	defer m.close()
 	for _, g := range c.inputs {
@@ -106,19 +109,7 @@ func (s *Store) compact(c *Compaction, live LiveFunc, opts CompactOptions) (*Wri
 	return w, err
 }
 
-// commonSet returns the set that all the segments belong to, 0 if there is none:
-// what is left of them can take its place in it.
-func commonSet(segs []*segment) SegID {
-	set := segs[0].meta.Set
-	for _, g := range segs {
-		if g.meta.Set != set {
-			return 0
-		}
-	}
-	return set
-}
-
-// source walks the entries of one input.
+// source walks the live entries of one input.
 type source struct {
 	s      *Store
 	g      *segment
@@ -129,14 +120,24 @@ type source struct {
 
 	runs  []Run
 	infos []runInfo
-	cur   int // the run that the merge has come to
+	cur   int // the first run that the merge has not come to
 
-	run  Run // being walked
+	todo []wanted // runs of the current (log, lane), ascending
+	now  wanted   // the run that is being walked
 	live liveSet
 	pos  int64 // of the next block
 	end  int64
 	it   entryIter
 	e    entry
+}
+
+// wanted is a run with what is wanted of it.
+type wanted struct {
+	run    Run
+	ranges []msg.Range
+	// group tells runs apart between which there is, or was, a run of a segment that
+	// is not an input. They must not become one run: the runs of a log would overlap.
+	group int
 }
 
 func (s *Store) openSource(g *segment, throttle func(int) error) (*source, error) {
@@ -165,14 +166,7 @@ func (src *source) close() {
 	src.s.files.release(src.h)
 }
 
-// open begins with a run, of which only live entries are wanted.
-func (src *source) open(run Run, ranges []msg.Range) {
-	src.run, src.live = run, liveSet{ranges}
-	src.pos, src.end = int64(run.Pos), int64(run.Pos)+int64(run.Size)
-	src.it = entryIter{}
-}
-
-// next finds the next live entry; false at the end of the run.
+// next finds the next live entry of the runs in todo; false at their end.
 func (src *source) next() (bool, error) {
 	for {
 		for src.it.next(&src.e) {
@@ -184,34 +178,47 @@ func (src *source) next() (bool, error) {
 			return false, src.damage("contents of entries")
 		}
 		if len(src.live.ranges) == 0 || src.pos >= src.end {
-			return false, nil
+			if len(src.todo) == 0 {
+				return false, nil
+			}
+			src.now, src.todo = src.todo[0], src.todo[1:]
+			run := &src.now.run
+			src.live = liveSet{src.now.ranges}
+			src.pos, src.end = int64(run.Pos), int64(run.Pos)+int64(run.Size)
+			src.it = entryIter{}
+			continue
 		}
-		b, err := src.sc.at(src.pos)
-		if err == nil {
-			err = src.err
-		}
-		if err != nil {
+		if err := src.nextBlock(); err != nil {
 			return false, err
 		}
-		if b == nil {
-			return false, src.damage("block")
-		}
-		src.pos += int64(len(b))
-		if b[8] != kindEntries {
-			continue // bodies
-		}
-		h, ok := parseEntriesHeader(b)
-		if !ok || h.log != src.run.Log || h.lane != src.run.Lane {
-			return false, src.damage("entries of something else")
-		}
-		src.it.open(b, h)
 	}
 }
 
+func (src *source) nextBlock() error {
+	b, err := src.sc.at(src.pos)
+	if err == nil {
+		err = src.err
+	}
+	if err != nil {
+		return err
+	}
+	if b == nil {
+		return src.damage("block")
+	}
+	src.pos += int64(len(b))
+	if kindOf(b) != kindEntries {
+		return nil // bodies
+	}
+	h, ok := parseEntriesHeader(b)
+	if !ok || h.log != src.now.run.Log || h.lane != src.now.run.Lane {
+		return src.damage("entries of something else")
+	}
+	src.it.open(b, h)
+	return nil
+}
+
 func (src *source) damage(reason string) error {
-	run := src.run
-	run.First = max(run.First, src.e.off)
-	return src.s.damage(src.g, src.pos, 0, reason, &run)
+	return src.s.damage(src.g, src.pos, 0, reason, &src.now.run)
 }
 
 // merge takes the sources' runs by ascending (log, lane).
@@ -219,9 +226,18 @@ type merge struct {
 	w       *Writer
 	live    LiveFunc
 	sources []*source
-	active  []*source // those with the current (log, lane) and a live entry at hand
+	lane    []laneRun
+	active  []*source // those with a live entry of the current (log, lane) at hand
+	group   int       // of the last entry
 	from    *source   // of the body that fetch gets
+	fetchFn func() ([]byte, error)
+}
 
+// laneRun is a run of the current (log, lane).
+type laneRun struct {
+	src  *source
+	run  Run
+	info runInfo
 }
 
 func (m *merge) close() {
@@ -235,6 +251,7 @@ func compareRuns(a, b Run) int {
 }
 
 func (m *merge) run() error {
+	m.fetchFn = m.fetch
 	for {
 		var least *source
 		for _, src := range m.sources {
@@ -245,29 +262,44 @@ func (m *merge) run() error {
 		if least == nil {
 			return nil
 		}
-		if err := m.lane(least.runs[least.cur]); err != nil {
+		if err := m.mergeLane(least.runs[least.cur]); err != nil {
 			return err
 		}
 	}
 }
 
-// lane merges all runs of (log, lane) of run.
-func (m *merge) lane(run Run) error {
-	m.active = m.active[:0]
-	bytes := int64(0)
+// mergeLane merges all runs of the (log, lane) of run.
+func (m *merge) mergeLane(run Run) error {
+	m.lane = m.lane[:0]
 	for _, src := range m.sources {
-		if src.cur == len(src.runs) || compareRuns(src.runs[src.cur], run) != 0 {
-			continue
+		for src.cur < len(src.runs) && compareRuns(src.runs[src.cur], run) == 0 {
+			m.lane = append(m.lane, laneRun{src, src.runs[src.cur], src.infos[src.cur]})
+			src.cur++
 		}
-		r, own := src.runs[src.cur], src.infos[src.cur].own
-		src.cur++
-		ranges := clip(m.live(r), r.First, r.Last)
-		n := liveCount(r, ranges)
+	}
+	slices.SortStableFunc(m.lane, func(a, b laneRun) int { return cmp.Compare(a.run.First, b.run.First) })
+	m.group = 0
+	group, bytes, entries, stubs := 0, int64(0), int64(0), int64(0)
+	for i, l := range m.lane {
+		live := m.live(l.run)
+		if i > 0 && !live.Follows {
+			group++
+		}
+		ranges := clip(live.Ranges, l.run.First, l.run.Last)
+		n := liveCount(l.run, ranges)
 		if n == 0 {
 			continue
 		}
-		bytes += int64(own) * n / int64(r.Count)
-		src.open(r, ranges)
+		bytes += int64(l.info.own) * n / int64(l.run.Count)
+		entries += n
+		stubs += int64(l.info.stubs) * n / int64(l.run.Count)
+		l.src.todo = append(l.src.todo, wanted{l.run, ranges, group})
+	}
+	m.active = m.active[:0]
+	for _, src := range m.sources {
+		if len(src.todo) == 0 {
+			continue
+		}
 		ok, err := src.next()
 		if err != nil {
 			return err
@@ -278,6 +310,9 @@ func (m *merge) lane(run Run) error {
 	}
 	if len(m.active) == 0 {
 		return nil
+	}
+	if 4*stubs > entries {
+		bytes = 0
 	}
 	if err := m.w.StartRun(run.Log, run.Lane, bytes); err != nil {
 		return err
@@ -302,15 +337,14 @@ func (m *merge) step() error {
 		}
 	}
 	src := m.active[least]
-	for ok := true; src.e.off <= limit; {
-		same := len(m.active) > 1 && src.e.off == limit
-		if !same {
+	for src.e.off <= limit {
+		if len(m.active) == 1 || src.e.off < limit {
 			if err := m.copy(src); err != nil {
 				return err
 			}
 		}
-		var err error
-		if ok, err = src.next(); err != nil {
+		ok, err := src.next()
+		if err != nil {
 			return err
 		}
 		if !ok {
@@ -322,13 +356,19 @@ func (m *merge) step() error {
 }
 
 func (m *merge) copy(src *source) error {
+	if src.now.group != m.group {
+		m.group = src.now.group
+		if err := m.w.breakRun(); err != nil {
+			return err
+		}
+	}
 	e := &src.e
 	if !e.shared {
-		return m.w.Add(src.run.Log, src.run.Lane, e.off, e.record)
+		return m.w.Add(src.now.run.Log, src.now.run.Lane, e.off, e.record)
 	}
 	m.from = src
 	key := SharedKey{Hi: uint64(src.g.meta.ID), Lo: uint64(e.ref.block)<<32 | uint64(e.ref.at)}
-	return m.w.addShared(src.run.Log, src.run.Lane, e.off, key, m.fetch)
+	return m.w.addShared(src.now.run.Log, src.now.run.Lane, e.off, key, m.fetchFn)
 }
 
 // fetch reads the body that the current entry of m.from refers to.
@@ -357,7 +397,7 @@ func (s *Store) Measure(id SegID, live LiveFunc) (int64, error) {
 	total := int64(0)
 	bodies := map[bodyRef]struct{}{}
 	for _, run := range src.runs {
-		ranges := clip(live(run), run.First, run.Last)
+		ranges := clip(live(run).Ranges, run.First, run.Last)
 		n := liveCount(run, ranges)
 		if n == 0 {
 			continue
@@ -366,7 +406,7 @@ func (s *Store) Measure(id SegID, live LiveFunc) (int64, error) {
 			total += int64(run.Size)
 			continue
 		}
-		src.open(run, ranges)
+		src.todo = append(src.todo[:0], wanted{run: run, ranges: ranges})
 		for {
 			ok, err := src.next()
 			if err != nil {

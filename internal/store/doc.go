@@ -40,7 +40,7 @@
 //	index      behind a run of several blocks: per block u64 first offset and
 //	           u32 position
 //	due        uvarint-coded (time, log, lane, offset), ascending by time
-//	directory  uvarint-coded runs, ascending by (log, lane)
+//	directory  uvarint-coded runs, ascending by (log, lane, first offset)
 //
 // A block holds entries of one run only, so a small run is read by one pread of
 // just its own bytes and needs no index in memory, and damage is known by log and

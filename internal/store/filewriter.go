@@ -15,8 +15,13 @@ import (
 // writeSize is the size of the writes to a segment file.
 const writeSize = 1 << 20
 
+// syncSize is how much is written before it is synced. One sync of a whole segment
+// would be a little faster, but keep the device busy for so long that the WAL's
+// syncs, which clients wait for, stand in line behind it.
+const syncSize = 8 << 20
+
 // maxFileBytes keeps positions within 32 bits. A file is closed at SegmentBytes
-// long before, unless shared bodies fill it.
+// long before, unless shared bodies fill much of it.
 const maxFileBytes = 2 << 30
 
 // inlineBelow is the size of a record under which a reference isn't worth it.
@@ -47,9 +52,10 @@ type fileWriter struct {
 	f        vfs.File
 	throttle func(int) error
 
-	chunk *buf.Chunk
-	out   []byte // not yet written, at position base of the file
-	base  int64
+	chunk  *buf.Chunk
+	out    []byte // not yet written, at position base of the file
+	base   int64
+	synced int64
 
 	run     Run
 	info    runInfo
@@ -95,11 +101,11 @@ func (w *fileWriter) ownBytes() int64 {
 	return w.pos() + int64(len(w.block)) - int64(w.t.bodyBytes)
 }
 
-// full says whether a run should begin in another file. Bodies count only when
-// there is less of them than of what refers to them: a file that was closed for its
-// bodies would have them all copied to the next one.
+// full says whether a run should begin in another file. The next file may need all
+// the bodies of this one again, so it is not begun while they are more than an
+// eighth: what is stored twice stays little.
 func (w *fileWriter) full(target int64) bool {
-	return w.ownBytes() >= max(target, int64(w.t.bodyBytes)) || w.pos() >= maxFileBytes
+	return w.ownBytes() >= max(target, 8*int64(w.t.bodyBytes)) || w.pos() >= maxFileBytes
 }
 
 func (w *fileWriter) write(b []byte) error {
@@ -111,7 +117,6 @@ func (w *fileWriter) write(b []byte) error {
 			if _, err := w.f.WriteAt(b, w.base); err != nil {
 				return err
 			}
-			w.base += int64(len(b))
 			return w.wrote(len(b))
 		}
 	}
@@ -127,12 +132,19 @@ func (w *fileWriter) flush() error {
 		return err
 	}
 	n := len(w.out)
-	w.base += int64(n)
 	w.out = w.out[:0]
 	return w.wrote(n)
 }
 
+// wrote accounts for n bytes that were written at base.
 func (w *fileWriter) wrote(n int) error {
+	w.base += int64(n)
+	if w.base-w.synced >= syncSize {
+		w.synced = w.base
+		if err := w.f.SyncData(); err != nil {
+			return err
+		}
+	}
 	w.s.metrics.bytesWritten.Add(uint64(n))
 	if w.throttle == nil {
 		return nil
@@ -265,7 +277,11 @@ func (w *fileWriter) closeBlock() error {
 	}
 	pos := w.pos()
 	binary.LittleEndian.PutUint16(w.block[w.countAt:], uint16(w.count))
-	sealBlock(w.block, kindEntries, uint32(w.id), pos)
+	kind := kindEntries
+	if w.run.Pos != 0 {
+		kind |= kindMore
+	}
+	sealBlock(w.block, kind, uint32(w.id), pos)
 	w.index = binary.LittleEndian.AppendUint32(w.index, uint32(pos))
 	if w.run.Pos == 0 {
 		w.run.Pos = uint32(pos)

@@ -217,7 +217,7 @@ func parseDirectory(b []byte, id SegID, dataEnd uint32) (runs []Run, infos []run
 		return nil, nil, false
 	}
 	runs, infos = make([]Run, 0, n), make([]runInfo, 0, n)
-	log, lane, end := uint64(0), -1, uint32(segmentHeaderLen)
+	log, lane, last, end := uint64(0), -1, uint64(0), uint32(segmentHeaderLen)
 	for i := range uint32(n) {
 		r := Run{Seg: id, Dir: i}
 		flags := v.u8()
@@ -243,13 +243,13 @@ func parseDirectory(b []byte, id SegID, dataEnd uint32) (runs []Run, infos []run
 		if r.Flags&RunShared != 0 {
 			info = runInfo{own: v.u32(), stubs: v.u32()}
 		}
-		ordered := delta > 0 || int(r.Lane) > lane
+		ordered := delta > 0 || int(r.Lane) > lane || int(r.Lane) == lane && r.First > last
 		if v.bad || flags&^dirFlags != 0 || !ordered || r.Last < r.First || r.Last > maxOffset ||
 			count == 0 || count > math.MaxUint32 || r.Size == 0 ||
 			uint64(r.Pos)+uint64(r.Size) > uint64(dataEnd) || r.Pos < segmentHeaderLen {
 			return nil, nil, false
 		}
-		log, lane, end = r.Log, int(r.Lane), r.Pos+r.Size
+		log, lane, last, end = r.Log, int(r.Lane), r.Last, r.Pos+r.Size
 		runs, infos = append(runs, r), append(infos, info)
 	}
 	return runs, infos, len(v.b) == 0

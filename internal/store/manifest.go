@@ -38,6 +38,8 @@ const (
 	manifestRoom = 16 << 10 // what is kept ready for the next edits
 )
 
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
 // manifest writes the file. All methods but load are guarded by Store.editMu.
 type manifest struct {
 	fs     vfs.FS
@@ -52,11 +54,9 @@ type manifest struct {
 }
 
 func frameCRC(frame []byte, pos int64) uint32 {
-	var p [8]byte
-	binary.LittleEndian.PutUint64(p[:], uint64(pos))
 	c := crc32.Checksum(frame[:16], castagnoli)
 	c = crc32.Update(c, castagnoli, frame[frameHeaderLen:])
-	return crc32.Update(c, castagnoli, p[:])
+	return crc32.Update(c, castagnoli, binary.LittleEndian.AppendUint64(nil, uint64(pos)))
 }
 
 func appendFrame(b, payload []byte, pos, synced int64) []byte {

@@ -174,7 +174,7 @@ func (s *Store) readBlock(g *segment, pos int64, guess int, kind uint8) (*buf.Ch
 func (s *Store) cachedBlock(g *segment, pos uint32, guess int, kind uint8) (*buf.Chunk, error) {
 	key := blockKey{g.meta.ID, pos}
 	c := s.cache.get(key)
-	if c != nil && c.Bytes()[8] == kind {
+	if c != nil && kindOf(c.Bytes()) == kind {
 		return c, nil
 	}
 	if c != nil {

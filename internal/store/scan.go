@@ -95,12 +95,12 @@ func salvage(f vfs.File, m SegmentMeta) (t trailer, runs []Run, infos []runInfo,
 		if err != nil {
 			return t, nil, nil, err
 		}
-		if b == nil || b[8] > kindIndex {
+		if b == nil || kindOf(b) > kindIndex {
 			break
 		}
 		if h, ok := parseEntriesHeader(b); ok {
 			n := len(runs)
-			if n > 0 && runs[n-1].Log == h.log && runs[n-1].Lane == h.lane {
+			if n > 0 && h.more {
 				runs[n-1].Flags |= RunIndexed // if the index was not reached, readers rebuild it
 			} else {
 				runs = append(runs, Run{

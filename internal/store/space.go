@@ -1,6 +1,8 @@
 package store
 
 import (
+	"cmp"
+	"maps"
 	"slices"
 
 	"github.com/sluicemq/sluice/internal/msg"
@@ -47,14 +49,14 @@ func (s *Store) lookup(id SegID) *segment {
 type Candidates struct {
 	// Dead have no live entry: an Edit that drops them is all it takes.
 	Dead []SegID
-	// Rewrite are groups of segments less than half alive. Each group is one
-	// Compact, whose output is about one segment.
+	// Rewrite are groups of segments less than half alive. Each group, of segments of
+	// one set, is one Compact, whose output is about one segment.
 	Rewrite [][]SegID
 	// Measure can't be judged by counts because their records differ in size; see
 	// Store.Measure. At most two at a time.
 	Measure []SegID
-	// Merge are groups of small shared segments of one size, of which there are
-	// more than eight. They gain no space, only fewer runs per log, and their
+	// Merge are groups of shared segments of about one size, of which there are too
+	// many. They gain no space, only fewer runs per log, and their
 	// output takes as much space as their live entries until they are dropped: not
 	// to be done when the disk is nearly full.
 	Merge [][]SegID
@@ -99,10 +101,11 @@ func (s *Store) Candidates(shard uint32) Candidates {
 	s.mu.RLock()
 	segs := s.listed(shard)
 	s.mu.RUnlock()
+	slices.SortStableFunc(segs, func(a, b *segment) int { return cmp.Compare(a.meta.Set, b.meta.Set) })
 	var c Candidates
-	var group []SegID
+	var shared []*segment
+	var last *segment // in the last group of c.Rewrite
 	var room int64
-	shared := segs[:0:0]
 	for _, g := range segs {
 		v, est := g.acct.judge(g.meta.stats.total)
 		switch v {
@@ -110,15 +113,13 @@ func (s *Store) Candidates(shard uint32) Candidates {
 			c.Dead = append(c.Dead, g.meta.ID)
 			continue
 		case rewrite:
-			if len(group) > 0 && est > room {
-				c.Rewrite = append(c.Rewrite, group)
-				group = nil
-			}
-			if len(group) == 0 {
+			if last == nil || last.meta.Set != g.meta.Set || last.meta.Own || g.meta.Own || est > room {
+				c.Rewrite = append(c.Rewrite, nil)
 				room = s.opts.SegmentBytes
 			}
-			group = append(group, g.meta.ID)
-			room -= est
+			n := len(c.Rewrite) - 1
+			c.Rewrite[n] = append(c.Rewrite[n], g.meta.ID)
+			last, room = g, room-est
 		case measure:
 			if len(c.Measure) < measureAtMost {
 				c.Measure = append(c.Measure, g.meta.ID)
@@ -127,9 +128,6 @@ func (s *Store) Candidates(shard uint32) Candidates {
 		if !g.meta.Own && !g.acct.isDamaged() {
 			shared = append(shared, g)
 		}
-	}
-	if len(group) > 0 {
-		c.Rewrite = append(c.Rewrite, group)
 	}
 	c.Merge = mergeGroups(shared)
 	return c
@@ -141,49 +139,76 @@ func (a *account) isDamaged() bool {
 	return a.damaged
 }
 
-// mergeGroups finds tiers with too many sets; segs ascend by id.
-func mergeGroups(segs []*segment) [][]SegID {
-	type set struct {
-		id    SegID
-		bytes int64
-		segs  []SegID
-	}
-	byID := map[SegID]*set{}
-	var sets []*set // oldest first
+// segmentSet is what is shared of a set.
+type segmentSet struct {
+	id    SegID
+	bytes int64
+	tier  int
+	segs  []SegID
+}
+
+// segmentSets returns the sets of shared segments, oldest first.
+func segmentSets(segs []*segment) []*segmentSet {
+	byID := map[SegID]*segmentSet{}
 	for _, g := range segs {
 		x := byID[g.meta.Set]
 		if x == nil {
-			x = &set{id: g.meta.Set}
+			x = &segmentSet{id: g.meta.Set}
 			byID[x.id] = x
-			sets = append(sets, x)
 		}
 		x.bytes += g.meta.Bytes
 		x.segs = append(x.segs, g.meta.ID)
 	}
+	sets := slices.SortedFunc(maps.Values(byID), func(a, b *segmentSet) int { return cmp.Compare(a.id, b.id) })
+	for _, x := range sets {
+		for limit := int64(tierBase); x.bytes > limit; limit *= tierFactor {
+			x.tier++
+		}
+	}
+	return sets
+}
+
+// mergeGroups finds tiers with too many sets. Only sets that follow each other by age
+// are merged, so that their runs do: smaller ones in between come along, larger ones
+// separate.
+func mergeGroups(segs []*segment) [][]SegID {
+	sets := segmentSets(segs)
 	var groups [][]SegID
-	for tier, limit, above := 0, int64(tierBase), int64(-1); tier < tiers; tier++ {
-		var in []*set
-		for _, x := range sets {
-			if x.bytes > above && x.bytes <= limit {
-				in = append(in, x)
+	for tier := range tiers {
+		for i := 0; i < len(sets); i++ {
+			n := 0 // of this tier
+			from := i
+			for ; i < len(sets) && sets[i].tier <= tier && i-from < mergeAtMost; i++ {
+				if sets[i].tier == tier {
+					n++
+				}
+			}
+			if n > mergeOver {
+				var group []SegID
+				for _, x := range sets[from:i] {
+					group = append(group, x.segs...)
+				}
+				groups = append(groups, group)
 			}
 		}
-		if len(in) > mergeOver {
-			var group []SegID
-			for _, x := range in[:min(len(in), mergeAtMost)] {
-				group = append(group, x.segs...)
-			}
-			groups = append(groups, group)
-		}
-		above, limit = limit, limit*tierFactor
 	}
 	return groups
 }
 
-// LiveFunc returns the unsettled offsets of a run: sorted, disjoint, immutable
-// ranges. They may reach beyond the run. It is called once per run, by ascending
-// (log, lane).
-type LiveFunc func(run Run) []msg.Range
+// Live is what a compaction is told about a run of its inputs.
+type Live struct {
+	// Ranges are the unsettled offsets: sorted, disjoint, immutable. They may reach
+	// beyond the run.
+	Ranges []msg.Range
+	// Follows says that, among all runs of the log's lane, the one before this one
+	// belongs to an input too. Only then the two may become one run: if another
+	// segment had offsets in between, runs of the log would overlap.
+	Follows bool
+}
+
+// LiveFunc tells about a run. It is called once per run, by ascending (log, lane,
+// first offset).
+type LiveFunc func(run Run) Live
 
 // liveSet walks the live ranges of a run along with its ascending offsets.
 type liveSet struct{ ranges []msg.Range }

@@ -44,12 +44,14 @@ type SegmentMeta struct {
 	Shard   uint32
 	Bytes   int64  // size of the file
 	Entries uint64 // records, shared ones counted each time
-	// Own: the file holds a single run of OwnRunBytes or more. It is never merged.
+	// Own: the file holds OwnRunBytes or more of a single log. It is never merged.
 	Own bool
-	// Set is shared by the segments that one flush or merge wrote: their logs do
-	// not overlap, so that they count as one when segments are merged. 0 if Own.
+	// Set names the flush that wrote the segment, or the oldest of those whose
+	// entries were merged into it: it orders segments by age. What is not Own of a
+	// set counts as one when segments are merged.
 	Set SegID
-	// Runs by ascending (Log, Lane). Owned by the caller; nil in Store.Segments.
+	// Runs by ascending (Log, Lane, First); those of a log don't overlap. Owned by
+	// the caller; nil in Store.Segments.
 	Runs []Run
 
 	stats segmentStats

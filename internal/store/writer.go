@@ -25,7 +25,7 @@ type Writer struct {
 	s     *Store
 	shard uint32
 	opts  WriterOptions
-	set   SegID // inherited set of the output, 0 = a new one
+	set   SegID // of the output, 0 = a new one
 
 	cur   *fileWriter // gets the current run: file or own
 	file  *fileWriter // shared file, nil = none open
@@ -44,9 +44,10 @@ func (s *Store) NewWriter(shard uint32, opts WriterOptions) *Writer {
 	return &Writer{s: s, shard: shard, opts: opts}
 }
 
-// StartRun announces a run: bytes is about what its entries will take (a shared
-// one 32) and decides whether the run gets a file of its own. Optional: without it
-// the run shares a file.
+// StartRun announces a run: bytes is about what its entries will take, and decides
+// whether the run gets a file of its own, in which shared records are stored again;
+// for a run of which more than a quarter is shared it should be 0. Optional: without
+// it the run shares a file.
 func (w *Writer) StartRun(log msg.LogID, lane uint8, bytes int64) error {
 	if w.err != nil {
 		return w.err
@@ -117,6 +118,18 @@ func (w *Writer) endRun() error {
 		return f.finish()
 	}
 	return f.endRun()
+}
+
+// breakRun makes the next entry of the same (log, lane) begin another run.
+func (w *Writer) breakRun() error {
+	if w.err != nil {
+		return w.err
+	}
+	if err := w.cur.endRun(); err != nil {
+		return w.fail(err)
+	}
+	w.cur.startRun(w.log, w.lane)
+	return nil
 }
 
 // admit checks the order of an entry and makes w.cur the file that takes it.
@@ -260,19 +273,19 @@ func (w *Writer) Finish() ([]SegmentMeta, error) {
 }
 
 // classify tells own files from shared ones by what they came to hold, not by what
-// was announced, and gives the shared ones their set.
+// was announced, and gives all of them their set.
 func (w *Writer) classify(metas []SegmentMeta) {
-	set := w.set
 	for i := range metas {
 		m := &metas[i]
-		if len(m.Runs) == 1 && int64(m.Runs[0].Size) >= w.s.opts.OwnRunBytes {
-			m.Own = true
-			continue
+		if m.Set = w.set; m.Set == 0 {
+			m.Set = metas[0].ID
 		}
-		if set == 0 {
-			set = m.ID
+		size := int64(0)
+		for _, r := range m.Runs {
+			size += int64(r.Size)
 		}
-		m.Set = set
+		one := compareRuns(m.Runs[0], m.Runs[len(m.Runs)-1]) == 0
+		m.Own = one && size >= w.s.opts.OwnRunBytes
 	}
 }
 
