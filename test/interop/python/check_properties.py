@@ -55,7 +55,7 @@ class Properties(BrokerCase):
             "string": "gr\u00fc\u00df dich",
             "empty": "",
             "bytes": b"\x00\xff\x80",
-            "time": datetime.datetime(2026, 1, 2, 3, 4, 5),
+            "time": datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.timezone.utc),
             "void": None,
             "list": [1, "two", [3, None], {"four": 4}],
             "table": {"nested": {"deeper": [True]}, "": "empty name"},
@@ -64,9 +64,11 @@ class Properties(BrokerCase):
             "n" * 128: "a long name",
         }
         got = self.round_trip(pika.BasicProperties(headers=headers)).headers
-        self.assertEqual(got, headers)
+        self.assertEqual(got.keys(), headers.keys())
         for name, value in headers.items():
-            self.assertIsInstance(got[name], type(value), name)
+            with self.subTest(name=name):
+                self.assertEqual(got[name], value)
+                self.assertIsInstance(got[name], type(value))
 
     def test_many_headers(self):
         headers = {f"header-{i}": "v" * 100 for i in range(500)}
