@@ -3,8 +3,10 @@ package wal
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -325,5 +327,57 @@ func releaseOldest(l *Log, hist []*history, id uint32) {
 	}
 	if free {
 		l.Release(sealed[0].Seq)
+	}
+}
+
+// TestKillThenPowerCut kills the process before each sync of the directory, lets
+// the next one write several files, and cuts the power at each of its operations.
+func TestKillThenPowerCut(t *testing.T) {
+	var killed []*vfs.Mem
+	mem := vfs.NewMem()
+	l, _ := mustOpen(t, testOptions(vfs.Inject(mem, func(op vfs.Op) error {
+		if op.Kind == vfs.OpSyncDir {
+			killed = append(killed, mem.Clone())
+		}
+		return nil
+	})))
+	next := fill(t, l, 1, 1, 3)
+	for _, f := range l.Sealed() {
+		l.Release(f.Seq)
+	}
+	wait(t, l)
+	fill(t, l, 1, next, 1)
+	closeLog(t, l)
+	rng := rand.New(rand.NewPCG(1, 3))
+	for i, disk := range killed {
+		var confirmed atomic.Uint64
+		l, rec := mustOpen(t, testOptions(vfs.Inject(disk, func(op vfs.Op) error {
+			if !op.Kind.Mutates() || t.Failed() {
+				return nil
+			}
+			for _, keep := range []vfs.Keep{vfs.KeepNone, vfs.KeepRandom} {
+				rep, err := Verify(disk.CrashClone(rng, vfs.CrashOptions{Data: keep, Names: keep}), testDir, nil)
+				if confirmed.Load() == 0 && errors.Is(err, fs.ErrNotExist) {
+					continue
+				}
+				var last uint64
+				for _, s := range rep.Shards {
+					last = s.LastIndex
+				}
+				if err != nil || len(rep.Damages) > 0 || last < confirmed.Load() {
+					t.Errorf("kill %d, then cut at %s %s: last %d of %d, %v %v", i, op.Kind, op.Path, last, confirmed.Load(), err, rep.Damages)
+				}
+			}
+			return nil
+		})))
+		s, _ := rec.Shard(1)
+		for n := s.LastIndex + 1; n < s.LastIndex+12; n++ {
+			mustPut(t, l, entry(1, n, make([]byte, 6000)))
+			confirmed.Store(n)
+		}
+		closeLog(t, l)
+	}
+	if len(killed) < 12 {
+		t.Fatalf("only %d kills", len(killed))
 	}
 }

@@ -222,13 +222,17 @@ func (h recordHeader) size() int64 { return recordSize(int64(h.length)) }
 
 func recordSize(payload int64) int64 { return alignUp(recordHeaderLen+payload, recordAlign) }
 
-// recordSeed is the initial checksum of the headers of a group's records.
+// recordSeed is the initial checksum of the headers of a group's records: a mix
+// (splitmix64) of what they must belong to.
 func recordSeed(salt, fileSeq, groupSeq uint64) uint32 {
-	var b [24]byte
-	le.PutUint64(b[:], salt)
-	le.PutUint64(b[8:], fileSeq)
-	le.PutUint64(b[16:], groupSeq)
-	return checksum(b[:])
+	x := salt
+	for _, v := range [...]uint64{fileSeq, groupSeq} {
+		x = (x ^ v) + 0x9e3779b97f4a7c15
+		x = (x ^ x>>30) * 0xbf58476d1ce4e5b9
+		x = (x ^ x>>27) * 0x94d049bb133111eb
+		x ^= x >> 31
+	}
+	return uint32(x)
 }
 
 func putRecordHeader(b []byte, seed uint32, h recordHeader) {

@@ -1,0 +1,198 @@
+package wal
+
+import (
+	"fmt"
+	"path/filepath"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/sluicemq/sluice/internal/vfs"
+)
+
+// submitter appends records of one shard with a window of 1, and notes how long
+// each took. It allocates nothing per append.
+type submitter struct {
+	l       *Log
+	records []Record
+	done    chan error
+	fn      func(error, []Position)
+	taken   []time.Duration
+}
+
+func newSubmitter(l *Log, shard uint32, payload []byte) *submitter {
+	s := &submitter{l: l, done: make(chan error, 1), taken: make([]time.Duration, 0, 1<<16)}
+	s.records = []Record{entry(shard, 1, payload)}
+	s.fn = func(err error, _ []Position) { s.done <- err }
+	return s
+}
+
+func (s *submitter) put() error {
+	start := time.Now()
+	s.l.Submit(Append{Records: s.records, Done: s.fn})
+	err := <-s.done
+	s.records[0].Index++
+	if len(s.taken) < cap(s.taken) {
+		s.taken = append(s.taken, time.Since(start))
+	}
+	return err
+}
+
+// benchLog opens a log on the operating system's files that recycles at once.
+func benchLog(b *testing.B) *Log {
+	var l *Log
+	var begun sync.WaitGroup
+	begun.Add(1)
+	o := Options{FS: vfs.OS(), Dir: filepath.Join(b.TempDir(), "wal")}
+	o.Events.FileSealed = func(f SealedFile) { begun.Wait(); l.Release(f.Seq) }
+	l, _ = mustOpen(b, o)
+	begun.Done()
+	b.Cleanup(func() { closeLog(b, l) })
+	return l
+}
+
+func report(b *testing.B, l *Log, taken []time.Duration) {
+	m, s := l.Metrics(), b.Elapsed().Seconds()
+	slices.Sort(taken)
+	b.ReportMetric(float64(m.Records)/s, "records/s")
+	b.ReportMetric(float64(m.Bytes)/s/1e6, "MB/s")
+	b.ReportMetric(float64(m.Records)/float64(m.Syncs), "records/sync")
+	if n := len(taken); n > 0 {
+		b.ReportMetric(float64(taken[n/2].Microseconds()), "p50-us")
+		b.ReportMetric(float64(taken[n*99/100].Microseconds()), "p99-us")
+	}
+	b.ReportMetric(0, "ns/op")
+}
+
+// BenchmarkAppend is one submitter that waits for each record: latency.
+func BenchmarkAppend(b *testing.B) {
+	for _, size := range []int{1 << 10, 1 << 20} {
+		b.Run(fmt.Sprintf("%dKiB", size>>10), func(b *testing.B) {
+			l := benchLog(b)
+			s := newSubmitter(l, 1, make([]byte, size))
+			b.ReportAllocs()
+			b.ResetTimer()
+			for range b.N {
+				if err := s.put(); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.StopTimer()
+			report(b, l, s.taken)
+		})
+	}
+}
+
+// BenchmarkGroupCommit is 64 submitters, each waiting for each of its records.
+func BenchmarkGroupCommit(b *testing.B) {
+	l := benchLog(b)
+	const n = 64
+	all := make([]*submitter, n)
+	for i := range all {
+		all[i] = newSubmitter(l, uint32(i), make([]byte, 1024))
+	}
+	b.ReportAllocs()
+	b.ResetTimer()
+	var wg sync.WaitGroup
+	for i, s := range all {
+		wg.Go(func() {
+			for range b.N/n + min(1, b.N%n/(i+1)) {
+				if err := s.put(); err != nil {
+					b.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	b.StopTimer()
+	var taken []time.Duration
+	for _, s := range all {
+		taken = append(taken, s.taken...)
+	}
+	report(b, l, taken)
+}
+
+// BenchmarkSaturated is 8 submitters with 16 batches of 64 KiB outstanding each,
+// as shards under load have them.
+func BenchmarkSaturated(b *testing.B) {
+	l := benchLog(b)
+	const n, window = 8, 16
+	chunk := make([]byte, 64<<10)
+	b.ReportAllocs()
+	b.ResetTimer()
+	var wg sync.WaitGroup
+	for id := range uint32(n) {
+		wg.Go(func() {
+			free := make(chan []Record, window)
+			for range window {
+				free <- []Record{entry(id, 0, chunk)}
+			}
+			index := uint64(0)
+			for range b.N/n + 1 {
+				r := <-free
+				index++
+				r[0].Index = index
+				l.Submit(Append{Records: r, Done: func(err error, _ []Position) {
+					if err != nil {
+						b.Error(err)
+					}
+					free <- r
+				}})
+			}
+			for range window {
+				<-free
+			}
+		})
+	}
+	wg.Wait()
+	b.StopTimer()
+	report(b, l, nil)
+}
+
+// BenchmarkRecover opens a log of 16 MiB in batches of 4 KiB.
+func BenchmarkRecover(b *testing.B) {
+	o := Options{FS: vfs.OS(), Dir: filepath.Join(b.TempDir(), "wal")}
+	l, _ := mustOpen(b, o)
+	chunk := make([]byte, 4<<10)
+	for i := range uint64(4096) {
+		l.Submit(Append{Records: []Record{entry(1, i+1, chunk)}})
+	}
+	closeLog(b, l)
+	b.SetBytes(16 << 20)
+	b.ResetTimer()
+	for range b.N {
+		if _, err := Verify(o.FS, o.Dir, nil); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// TestAppendAllocs: the writer allocates nothing per append.
+func TestAppendAllocs(t *testing.T) {
+	l, _ := mustOpen(t, testOptions(vfs.Inject(vfs.NewMem(), func(vfs.Op) error { return nil })))
+	defer closeLog(t, l)
+	w := &l.w
+	small, large := make([]byte, 100), make([]byte, 600)
+	batch := []Append{
+		{Records: []Record{entry(1, 1, small, large), entry(1, 2, small)}},
+		{Records: []Record{HardState{Term: 1, Commit: 1}.Record(1, 1)}},
+	}
+	wait(t, l) // the writer goroutine sleeps from here on
+	w.cur.f = discard{w.cur.f}
+	round := func() {
+		w.process(batch)
+		batch[0].Records[0].Index += 2
+		batch[0].Records[1].Index += 2
+	}
+	round()
+	if n := testing.AllocsPerRun(10, round); n > 0 {
+		t.Fatalf("%v allocations per round", n)
+	}
+}
+
+// discard is a file that takes writes without doing anything.
+type discard struct{ vfs.File }
+
+func (discard) WriteVAt(bufs [][]byte, _ int64) (int64, error) { return 0, nil }
+func (discard) SyncData() error                                { return nil }
