@@ -1,0 +1,106 @@
+package amqp
+
+import (
+	"github.com/sluicemq/sluice/internal/broker"
+	"github.com/sluicemq/sluice/internal/msg"
+	"github.com/sluicemq/sluice/internal/queue"
+	"github.com/sluicemq/sluice/internal/route"
+)
+
+// Broker is what a server needs of package broker; see [FromBroker].
+type Broker interface {
+	// Authenticate checks a password; the error is a *berr.Error.
+	Authenticate(user, password string, remoteIsLoopback bool) error
+	// Open begins a session of an authenticated user. NotFound and AccessRefused
+	// concern the virtual host.
+	Open(id broker.Identity, sink Sink) (Session, error)
+}
+
+// Sink is broker.Sink with the Consumer of this package. Its methods must not block
+// and must not call the session.
+type Sink interface {
+	Completed(token uint64, slot uint8, err error)
+	Deliver(d *queue.Delivery)
+	Got(token uint64, d *queue.Delivery, left uint64)
+	Canceled(c Consumer)
+	Blocked(reason string)
+	Unblocked()
+	Shutdown(reason string)
+}
+
+// Consumer is the broker's side of a consumer. It is the User of a queue.Consumer.
+type Consumer interface {
+	// User returns what ConsumeSpec.User was, or the user of a Get.
+	User() any
+	// Queue returns the queue that is consumed.
+	Queue() *route.Queue
+}
+
+// Session is what a connection may do once it is open. Kick may be called from
+// several goroutines, Settle and FlushSettles from one at a time; the rest belongs to
+// the reader.
+type Session interface {
+	definer
+
+	Publisher() Publisher
+	Reader() RecordReader
+
+	// Consume attaches a consumer. It calls ready when nothing can fail any more and
+	// nothing was delivered yet.
+	Consume(spec broker.ConsumeSpec, ready func(Consumer)) (Consumer, error)
+	// Cancel detaches c: nothing is delivered to it any more, what is in flight stays.
+	Cancel(c Consumer)
+	// Release detaches c and makes everything ready again that is in flight to it.
+	Release(c Consumer)
+	// Kick tells that a pool of c which was empty has room again.
+	Kick(c Consumer)
+	// Get asks for one message; Sink.Got has the answer.
+	Get(queue string, noAck bool, token uint64, user any) error
+
+	// Settle collects ranges, sorted and disjoint, that were delivered to c.
+	Settle(c Consumer, lane uint8, how broker.Settlement, ranges []msg.Range)
+	// FlushSettles submits what was collected.
+	FlushSettles()
+	// FlushSettlesWait is FlushSettles that reports to Sink.Completed, for each slot
+	// whose bit it returns.
+	FlushSettlesWait(token uint64) (slots uint32)
+
+	// Close ends the session: exclusive queues go, what is in flight comes back.
+	Close()
+}
+
+// definer is the part of Session that makes and changes objects.
+type definer interface {
+	DeclareExchange(spec broker.ExchangeSpec) (existing *route.Exchange, err error)
+	LookupExchange(name string) *route.Exchange
+	DeleteExchange(name string, ifUnused bool) error
+	Bind(b broker.BindingSpec) error
+	Unbind(b broker.BindingSpec) error
+	DeclareQueue(spec broker.QueueSpec) (broker.QueueStatus, error)
+	QueueStatus(name string) (broker.QueueStatus, error)
+	DeleteQueue(name string, ifUnused, ifEmpty bool) (messages uint64, err error)
+	PurgeQueue(name string) (messages uint64, err error)
+}
+
+// Publisher takes messages. It belongs to the reader.
+type Publisher interface {
+	// Publish copies and routes a message. It may block when the broker is behind.
+	Publish(exchange, key []byte, h route.HeaderLookup, e *msg.Envelope, body ...[]byte) (broker.Published, error)
+	// PublishTo is Publish with several keys.
+	PublishTo(exchange []byte, keys [][]byte, h route.HeaderLookup, e *msg.Envelope, body ...[]byte) (broker.Published, error)
+	// Token returns the token of the flush that the next message belongs to. Tokens
+	// increase and have bit 63 clear.
+	Token() uint64
+	// Flush submits what was published. For each bit of slots Sink.Completed is called
+	// once, never before Flush was called.
+	Flush() (token uint64, slots uint32)
+}
+
+// RecordReader reads what was delivered. It belongs to the writer.
+type RecordReader interface {
+	// Each calls fn for each message of d that still exists; the views are valid in fn
+	// only. It is called once per delivery: it settles those of NoAck consumers.
+	Each(d *queue.Delivery, fn func(off msg.Offset, rec *msg.Record) error) error
+	// Flush submits the settlements that Each made.
+	Flush()
+}

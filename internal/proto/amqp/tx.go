@@ -1,0 +1,157 @@
+package amqp
+
+import (
+	"github.com/sluicemq/sluice/internal/broker"
+	"github.com/sluicemq/sluice/internal/proto/amqp/amqpwire"
+)
+
+const (
+	// txBytesMax bounds what a transaction holds.
+	txBytesMax = 64 << 20
+	// What a message and an acknowledgement count for besides their bytes.
+	txMessageBytes = 160
+	txAckBytes     = 16
+)
+
+// tx is what a channel in transaction mode holds until the commit. Owned by the reader.
+type tx struct {
+	messages []txMessage
+	acks     []txAck
+	bytes    int
+}
+
+type txMessage struct {
+	exchange, key []byte
+	props         amqpwire.RawProps
+	body          []byte
+	mandatory     bool
+}
+
+// txAck is a delivery tag, held in the channel's list.
+type txAck struct {
+	tag uint64
+	how broker.Settlement
+}
+
+func (t *tx) grow(n int) error {
+	t.bytes += n
+	if t.bytes > txBytesMax {
+		return fault(amqpwire.ResourceError, "transaction is larger than %d bytes", txBytesMax)
+	}
+	return nil
+}
+
+func (c *conn) txSelect(ch *channel) error {
+	if ch.confirm {
+		return preconditionFailed("cannot switch from confirm to tx mode")
+	}
+	if ch.tx == nil {
+		ch.tx = &tx{}
+	}
+	return c.send(ch.id, &amqpwire.TxSelectOk{})
+}
+
+// txPublish holds a message. What is wrong with it the client learns now.
+func (c *conn) txPublish(ch *channel, ct *content) error {
+	if err := ch.tx.grow(txMessageBytes + len(ct.exchange) + len(ct.key) + len(ct.props) + int(ct.size)); err != nil {
+		return err
+	}
+	if c.sess.LookupExchange(string(ct.exchange)) == nil {
+		return notFound("no exchange '%s' in vhost '%s'", ct.exchange, c.vhost)
+	}
+	if err := c.checkProps(ct.props); err != nil {
+		return err
+	}
+	own := make([]byte, 0, len(ct.exchange)+len(ct.key)+len(ct.props)+int(ct.size))
+	cut := func(b []byte) []byte {
+		from := len(own)
+		own = append(own, b...)
+		return own[from:len(own):len(own)]
+	}
+	m := txMessage{exchange: cut(ct.exchange), key: cut(ct.key), props: cut(ct.props), mandatory: ct.mandatory}
+	from := len(own)
+	for _, piece := range ct.fresh {
+		own = append(own, piece...)
+	}
+	m.body = own[from:]
+	ch.tx.messages = append(ch.tx.messages, m)
+	return nil
+}
+
+// holdAcks holds an acknowledgement of tag, or with multiple of all up to upto. It is
+// called with ch.mu held.
+func (t *tx) holdAcks(ch *channel, tag, upto uint64, multiple bool, how broker.Settlement) error {
+	n := len(t.acks)
+	if multiple {
+		ch.unacked.eachUpTo(upto, func(tag uint64) { t.acks = append(t.acks, txAck{tag, how}) })
+	} else {
+		t.acks = append(t.acks, txAck{tag, how})
+	}
+	for _, a := range t.acks[n:] {
+		ch.unacked.hold(a.tag)
+	}
+	return t.grow((len(t.acks) - n) * txAckBytes)
+}
+
+// txCommit publishes and settles what is held, and answers when it is durable.
+func (c *conn) txCommit(ch *channel) error {
+	t := ch.tx
+	if t == nil {
+		return preconditionFailed("channel is not transactional")
+	}
+	// Failures from here on are of this transaction.
+	c.submit()
+	if _, alive := c.out.settle(); !alive {
+		return c.stopReason()
+	}
+	ch.tx = nil
+	err := c.txApply(ch, t)
+	ch.tx = &tx{}
+	if err != nil {
+		return err
+	}
+	c.submitSettlements(true)
+	c.submit()
+	failure, alive := c.out.settle()
+	switch {
+	case !alive:
+		return c.stopReason()
+	case failure != nil:
+		return preconditionFailed("partial tx completion")
+	}
+	return c.send(ch.id, &amqpwire.TxCommitOk{})
+}
+
+// txApply does what a transaction holds.
+func (c *conn) txApply(ch *channel, t *tx) error {
+	ch.mu.Lock()
+	for _, a := range t.acks {
+		if d, ok := ch.unacked.take(a.tag); ok {
+			c.collect(ch, d, a.how)
+		}
+	}
+	ch.mu.Unlock()
+	for i := range t.messages {
+		m := &t.messages[i]
+		ct := content{
+			mandatory: m.mandatory, exchange: m.exchange, key: m.key, props: m.props,
+			size: uint64(len(m.body)), have: uint64(len(m.body)), fresh: [][]byte{m.body},
+		}
+		if err := c.publishContent(ch, &ct); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// txRollback forgets what is held; the deliveries can be acknowledged again.
+func (c *conn) txRollback(ch *channel) error {
+	if ch.tx == nil {
+		return preconditionFailed("channel is not transactional")
+	}
+	ch.tx = &tx{}
+	ch.mu.Lock()
+	ch.unacked.unhold()
+	ch.mu.Unlock()
+	return c.send(ch.id, &amqpwire.TxRollbackOk{})
+}
