@@ -141,9 +141,6 @@ func (m *Machine) restoreTail() error {
 		if i == 0 {
 			m.tail.first, m.tail.cached = s.sub, s.sub
 		}
-		for next := m.tail.first + uint64(len(m.tail.subs)); next < s.sub; next++ {
-			m.tail.push(wal.Position{}, 0, nil) // a submission without notes
-		}
 		if err := m.restoreSub(s); err != nil {
 			return err
 		}
@@ -157,6 +154,9 @@ func (m *Machine) restoreSub(s keyed) error {
 	n := d.uv()
 	if n > uint64(len(s.value)) {
 		return fmt.Errorf("%w: notes of submission %d", msg.ErrCorrupt, s.sub)
+	}
+	for next := m.tail.first + uint64(len(m.tail.subs)); next < s.sub; next++ {
+		m.tail.push(wal.Position{Seq: pos.Seq}, 0, nil) // one without notes
 	}
 	sub := m.tail.push(pos, 0, nil)
 	live := uint32(0)

@@ -111,6 +111,8 @@ func (m *Machine) Apply(c *shard.Command) (res shard.Result) {
 			if m.leading {
 				m.dispatch.Reserved(op.Log, op.Lane)
 			}
+		case msg.OpReserveExact:
+			m.ledger.ReserveExact(op.Log, op.Lane, op.Upto)
 		case msg.OpEnsure:
 			m.ledger.Ensure(op.Log, op.Data)
 		case msg.OpDelete:
@@ -121,7 +123,8 @@ func (m *Machine) Apply(c *shard.Command) (res shard.Result) {
 			}
 		case msg.OpUnseal:
 			m.ledger.Unseal(op.Log)
-		case msg.OpBodyPart, msg.OpTermStart, msg.OpMeta:
+		case msg.OpTermStart:
+		case msg.OpBodyPart, msg.OpMeta:
 			slog.Error("operation of another machine", "shard", m.id, "kind", op.Kind)
 		}
 	}
@@ -261,9 +264,9 @@ func (m *Machine) applyDelete(log msg.LogID) {
 		return
 	}
 	for _, c := range m.dispatch.Drop(log) {
-		if ec, ok := c.User.(*Consumer); ok && ec.Sink != nil {
-			ec.Sink.Canceled(ec)
-		}
+		ec := c.User.(Based).Base()
+		ec.attached = false
+		ec.Sink.Canceled(ec)
 	}
 	m.answerGets(log)
 }
@@ -287,7 +290,7 @@ func (m *Machine) Drive(b *msg.Builder) bool {
 }
 
 func (m *Machine) deliver(d *queue.Delivery) {
-	c := d.Consumer.User.(*Consumer)
+	c := d.Consumer.User.(Based).Base()
 	c.hold(d.Lane, msg.Range{First: d.First, Count: uint64(d.Count)})
 	c.Sink.Deliver(d)
 }

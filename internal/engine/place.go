@@ -100,6 +100,9 @@ func (p *places) removeRuns(runs []store.Run) {
 			l.runs = slices.DeleteFunc(l.runs, func(x store.Run) bool { return x.Seg == r.Seg && x.First == r.First })
 			if len(l.runs) == 0 {
 				l.runs = nil
+				if len(l.notes) == 0 {
+					delete(p.lanes, lane{r.Log, r.Lane})
+				}
 			}
 		}
 	}
@@ -144,7 +147,7 @@ func (l *place) locate(off msg.Offset, most uint64) (queue.Source, uint64, uint6
 	if i >= 0 && off < l.notes[i].first+uint64(l.notes[i].count) {
 		e := &l.notes[i]
 		n := min(most, e.first+uint64(e.count)-off)
-		return queue.Source{Kind: srcTail, Ref: e.sub, Pos: e.op}, n, uint64(e.bytes) * n / uint64(e.count)
+		return queue.Source{Kind: srcTail, Ref: e.sub | (off-e.first)<<skipShift, Pos: e.op}, n, uint64(e.bytes) * n / uint64(e.count)
 	}
 	i = sort.Search(len(l.runs), func(i int) bool { return l.runs[i].First > off }) - 1
 	for ; i >= 0; i-- {

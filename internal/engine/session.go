@@ -17,14 +17,19 @@ type Sink interface {
 	Deliver(d *queue.Delivery)
 	Got(token uint64, d *queue.Delivery, left uint64)
 	Canceled(c *Consumer)
+	// Hungry tells that a shared pool that had been empty has room again: the session
+	// kicks all consumers that share it.
+	Hungry(p queue.Pool)
 }
 
+// Based is what the User of a queue.Consumer must be: it leads back to the Consumer.
+type Based interface{ Base() *Consumer }
+
 // Consumer is a consumer with what is in flight to it. After Attach it is owned by the
-// shard's loop, but for Queue, Sink and User.
+// shard's loop, but for Sink and Shard.
 type Consumer struct {
-	queue.Consumer // its User is this Consumer
+	queue.Consumer // its User is a Based
 	Sink           Sink
-	Tag            any // the session's own
 
 	shard    *Shard
 	inflight map[uint8]*queue.Set // by lane
@@ -44,12 +49,14 @@ func (c *Consumer) hold(n uint8, r msg.Range) {
 	s.AddRange(r.First, r.First+r.Count)
 }
 
-func (c *Consumer) letGo(n uint8, rs []msg.Range) {
+// letGo removes what is settled and returns how much of it was in flight.
+func (c *Consumer) letGo(n uint8, rs []msg.Range) (gone uint64) {
 	if s := c.inflight[n]; s != nil {
 		for _, r := range rs {
-			s.RemoveRange(r.First, r.First+r.Count)
+			gone += s.RemoveRange(r.First, r.First+r.Count)
 		}
 	}
+	return gone
 }
 
 // Shard is a shard of queues as sessions see it.
@@ -61,11 +68,20 @@ type Shard struct {
 // Machine returns the shard's machine, for functions that run on its loop.
 func (s *Shard) Machine() *Machine { return s.m }
 
-// NewConsumer makes a consumer of a log; Attach or Get put it to use.
-func (s *Shard) NewConsumer(c queue.Consumer, sink Sink, tag any) *Consumer {
-	ec := &Consumer{Consumer: c, Sink: sink, Tag: tag, shard: s}
-	ec.User = ec
-	return ec
+// NewConsumer makes a consumer of a log, whose User is a Based; Attach or Get put it
+// to use.
+func (s *Shard) NewConsumer(c queue.Consumer, sink Sink) *Consumer {
+	return &Consumer{Consumer: c, Sink: sink, shard: s}
+}
+
+// Shard returns the shard that the consumer's log lives in.
+func (c *Consumer) Shard() *Shard { return c.shard }
+
+// fed tells the session when credit that this consumer shares has become available.
+func (c *Consumer) fed() {
+	if p, ok := c.Messages.(interface{ Hungry() bool }); ok && c.Messages != nil && p.Hungry() {
+		c.Sink.Hungry(c.Messages)
+	}
 }
 
 // Attach lets c receive; ready is called on the loop after the checks and before
@@ -112,6 +128,7 @@ func (s *Shard) Release(c *Consumer) {
 			}
 		}
 		c.inflight = nil
+		c.fed()
 	})
 }
 
@@ -174,21 +191,16 @@ func (s *Shard) Settle(list []Settled, lazy bool, done shard.Completer, token ui
 func (m *Machine) settleSoft(list []Settled) {
 	for _, x := range list {
 		c := x.Consumer
-		c.letGo(x.Lane, x.Ranges)
-		if !m.leading {
+		n := c.letGo(x.Lane, x.Ranges)
+		switch {
+		case !m.leading || n == 0:
 			continue
-		}
-		if x.Requeue {
+		case x.Requeue:
 			m.giveBack(c, x.Lane, x.Ranges)
-			continue
-		}
-		if !c.NoAck {
-			n := uint64(0)
-			for _, r := range x.Ranges {
-				n += r.Count
-			}
+		case !c.NoAck:
 			m.dispatch.Acked(&c.Consumer, c.Log, x.Lane, n)
 		}
+		c.fed()
 	}
 }
 
@@ -272,6 +284,19 @@ func (s *Shard) Purge(log msg.LogID) (n uint64, err error) {
 		return 0, ErrStopped
 	}
 	return n, w.wait().Err
+}
+
+// sealReserves ends deliveries and records how far they went.
+func (s *Shard) sealReserves() {
+	_, _ = s.Do(func(b *msg.Builder) {
+		s.Call(func() {
+			if s.m.leading {
+				s.m.dispatch.ExactReserves(b.ReserveExact)
+				s.m.Follow()
+			}
+		})
+		b.TermStart() // so that there is something to wait for
+	})
 }
 
 // Do submits operations and waits until they are applied.

@@ -180,7 +180,16 @@ func (b *Builder) Return(log LogID, lane uint8, count bool, ranges []Range) {
 
 // Reserve adds the promise that nothing at or beyond upto has been delivered.
 func (b *Builder) Reserve(log LogID, lane uint8, upto Offset) {
-	b.cmds = append(b.cmds, byte(OpReserve))
+	b.reserve(OpReserve, log, lane, upto)
+}
+
+// ReserveExact adds a reservation that may also lower the mark.
+func (b *Builder) ReserveExact(log LogID, lane uint8, upto Offset) {
+	b.reserve(OpReserveExact, log, lane, upto)
+}
+
+func (b *Builder) reserve(k OpKind, log LogID, lane uint8, upto Offset) {
+	b.cmds = append(b.cmds, byte(k))
 	b.cmds = binary.AppendUvarint(b.cmds, log)
 	b.cmds = append(b.cmds, lane)
 	b.cmds = binary.AppendUvarint(b.cmds, upto)

@@ -8,17 +8,18 @@ type OpKind uint8
 
 // The operations of a shard.
 const (
-	OpAppend    OpKind = 1 + iota // records to one or more logs
-	OpSettle                      // offsets are done with, for a Reason
-	OpReturn                      // offsets are ready again; Count raises their delivery counts
-	OpReserve                     // nothing at or beyond Upto has been delivered
-	OpEnsure                      // the log exists with this profile
-	OpDelete                      // the log is gone; its id is never reused
-	OpSeal                        // appends are refused from here on, if the condition holds
-	OpUnseal                      // takes a seal back
-	OpBodyPart                    // a piece of a large body, referred to by key
-	OpTermStart                   // the first entry of a leader's term
-	OpMeta                        // an operation of the metadata machine, opaque here
+	OpAppend       OpKind = 1 + iota // records to one or more logs
+	OpSettle                         // offsets are done with, for a Reason
+	OpReturn                         // offsets are ready again; Count raises their delivery counts
+	OpReserve                        // nothing at or beyond Upto has been delivered
+	OpEnsure                         // the log exists with this profile
+	OpDelete                         // the log is gone; its id is never reused
+	OpSeal                           // appends are refused from here on, if the condition holds
+	OpUnseal                         // takes a seal back
+	OpBodyPart                       // a piece of a large body, referred to by key
+	OpTermStart                      // the first entry of a leader's term
+	OpMeta                           // an operation of the metadata machine, opaque here
+	OpReserveExact                   // as OpReserve, but it may lower the mark: at a clean stop
 )
 
 // Reason says why a message left its queue.
@@ -201,7 +202,7 @@ func (r *reader) parse(op *Op, cmdPos int) {
 		} else {
 			op.Count = flag != 0
 		}
-	case OpReserve:
+	case OpReserve, OpReserveExact:
 		op.Log, op.Lane, op.Upto = r.uv(), r.u8(), r.uv()
 	case OpEnsure:
 		op.Log, op.Data = r.uv(), r.bytes()

@@ -153,10 +153,7 @@ func (c *Core) applyPart(index uint64, i int, p msg.Part, ch *buf.Chunk, pos wal
 	}
 	if s, ok := c.pending.pop(p.Seq); ok {
 		c.idle = 0
-		s.finish()
-		if s.Done != nil {
-			s.Done.Completed(c.cfg.ID, s.Token, res)
-		}
+		s.Finish(c.cfg.ID, res)
 	}
 }
 

@@ -20,20 +20,18 @@ type Sub struct {
 	account *atomic.Int64 // where they are counted
 }
 
-// finish gives back what the submission held.
-func (s *Sub) finish() {
+// Finish gives back what the submission held and tells its Completer.
+func (s *Sub) Finish(shard uint32, res Result) {
 	s.Chunk.Release()
 	if s.account != nil {
 		s.account.Add(-s.size)
 	}
-}
-
-func (s *Sub) fail(shard uint32, err error) {
-	s.finish()
 	if s.Done != nil {
-		s.Done.Completed(shard, s.Token, Result{Err: err})
+		s.Done.Completed(shard, s.Token, res)
 	}
 }
+
+func (s *Sub) fail(shard uint32, err error) { s.Finish(shard, Result{Err: err}) }
 
 // pending is the queue of this node's submissions that have not been applied: the
 // sender's side of its link. Sequences are consecutive from head on.

@@ -20,10 +20,21 @@ const publishBytesMax = 8 << 20
 // retryEvery is how often writes refused for lack of space are tried again.
 const retryEvery = 50 * time.Millisecond
 
-// Shard runs a Core on a goroutine of its own.
+// Turner is what a Shard runs: a Core, or a machine that orders its commands without
+// a log. All methods are called by the loop.
+type Turner interface {
+	Submit(s Sub)
+	// Turn does what there is to do; true: call again without waiting for input.
+	Turn() (more bool)
+	// Stop fails what is pending.
+	Stop()
+}
+
+// Shard runs a Turner on a goroutine of its own.
 type Shard struct {
-	core *Core
-	id   uint32
+	turner Turner
+	core   *Core // the turner if it is one, else nil
+	id     uint32
 
 	in struct {
 		sync.Mutex
@@ -52,18 +63,29 @@ func New(cfg Config, r Restored) (*Shard, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.core = core
+	s.core, s.turner = core, core
 	s.publishTable()
 	return s, nil
+}
+
+// NewWith makes a shard around another Turner.
+func NewWith(id uint32, t Turner) *Shard {
+	return &Shard{
+		id: id, turner: t, wake: make(chan struct{}, 1), done: make(chan struct{}), room: make(chan struct{}, 1),
+	}
 }
 
 // Start begins the loop.
 func (s *Shard) Start() { go s.run() }
 
+// Done is closed when the loop has ended.
+func (s *Shard) Done() <-chan struct{} { return s.done }
+
 // ID returns the shard's number.
 func (s *Shard) ID() uint32 { return s.id }
 
-// Core returns the state machine, for functions that Post or Call runs.
+// Core returns the state machine, for functions that Post or Call runs; nil if the
+// shard was made by NewWith.
 func (s *Shard) Core() *Core { return s.core }
 
 // Table returns the last published row for the head of a WAL file; safe for concurrent
@@ -73,6 +95,9 @@ func (s *Shard) Table() wal.ShardState { return *s.table.Load() }
 // publishTable makes the row for WAL file headers visible when it has changed. Its
 // commit index may lag: the WAL takes that from what it wrote itself.
 func (s *Shard) publishTable() {
+	if s.core == nil {
+		return
+	}
 	t := s.core.Table(0)
 	if old := s.table.Load(); old == nil || old.FirstIndex != t.FirstIndex || old.Term != t.Term || old.Vote != t.Vote {
 		s.table.Store(&t)
@@ -215,31 +240,46 @@ func (s *Shard) run() {
 		}
 		for i := range subs {
 			subs[i].account = &s.bytes
-			s.core.Submit(subs[i])
+			s.turner.Submit(subs[i])
 			subs[i] = Sub{}
 		}
 		if stop {
-			s.core.Stop()
+			s.turner.Stop()
 			return
 		}
-		if now := time.Now(); (s.ticks || s.core.Starved()) && !now.Before(nextTick) {
-			nextTick = now.Add(TickEvery)
-			if s.ticks {
-				s.core.Tick()
-			} else {
-				s.core.Retry()
-			}
-		}
-		more = s.core.Turn()
+		nextTick = s.tick(nextTick)
+		more = s.turner.Turn()
 		s.publishTable()
 		s.signalRoom()
 	}
 }
 
+// tick serves raft's timer and the retrying of refused writes.
+func (s *Shard) tick(next time.Time) time.Time {
+	if !s.ticking() {
+		return next
+	}
+	now := time.Now()
+	if now.Before(next) {
+		return next
+	}
+	if s.ticks {
+		s.core.Tick()
+	} else {
+		s.core.Retry()
+	}
+	return now.Add(TickEvery)
+}
+
+func (s *Shard) ticking() bool { return s.core != nil && (s.ticks || s.core.Starved()) }
+
 // sleep waits for input or for the next thing that is due.
 func (s *Shard) sleep(timer *time.Timer, nextTick time.Time) {
-	until := s.core.WaitUntil()
-	if s.ticks || s.core.Starved() {
+	var until time.Time
+	if s.core != nil {
+		until = s.core.WaitUntil()
+	}
+	if s.ticking() {
 		if nextTick.IsZero() {
 			nextTick = time.Now().Add(retryEvery)
 		}

@@ -1,0 +1,361 @@
+// Package broker is the façade between protocols and the machinery: what a session may
+// do (declare, publish, consume, settle), with the rules that hold whatever the
+// protocol. It routes over an immutable table, hands submissions to shards and passes
+// on what comes back. It knows no protocol; protocols see nothing below it.
+//
+// A Session belongs to its connection's reader goroutine, its Reader to the writer
+// goroutine; methods that say so may be called from both. What comes from the broker
+// arrives at the session's Sink.
+package broker
+
+import (
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/base64"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/sluicemq/sluice/internal/berr"
+	"github.com/sluicemq/sluice/internal/engine"
+	"github.com/sluicemq/sluice/internal/meta"
+	"github.com/sluicemq/sluice/internal/msg"
+	"github.com/sluicemq/sluice/internal/queue"
+	"github.com/sluicemq/sluice/internal/route"
+	"github.com/sluicemq/sluice/internal/shard"
+	"github.com/sluicemq/sluice/internal/vfs"
+)
+
+// Config opens a Broker.
+type Config struct {
+	Dir    string
+	FS     vfs.FS // default the operating system's
+	Shards int    // durable shards at first start
+	// Node sizes storage; its Dir, FS, Shards, Meta and Blocked are set from here.
+	Node engine.NodeConfig
+}
+
+// Broker is an open broker.
+type Broker struct {
+	cfg  Config
+	meta *metaMachine
+	node *engine.Node
+
+	mu       sync.Mutex
+	sessions map[*Session]struct{}
+	blocked  map[string]bool // reasons why no messages are taken
+	nextID   atomic.Uint64
+	stop     chan struct{}
+	wg       sync.WaitGroup
+}
+
+// Open recovers the data directory and starts the broker. On first start it makes the
+// virtual host / and the user guest, who may log in from loopback only.
+func Open(cfg Config) (*Broker, error) {
+	b := &Broker{
+		cfg: cfg, meta: newMetaMachine(), sessions: map[*Session]struct{}{},
+		blocked: map[string]bool{}, stop: make(chan struct{}),
+	}
+	nc := cfg.Node
+	nc.Dir, nc.FS, nc.Shards, nc.Meta = cfg.Dir, cfg.FS, cfg.Shards, b.meta
+	nc.MetaLoaded = b.meta.restored
+	nc.Blocked = func(yes bool) { b.setBlocked(reasonDisk, yes) }
+	if nc.FS == nil {
+		nc.FS = vfs.OS()
+	}
+	b.cfg.FS = nc.FS
+	node, err := engine.Open(nc)
+	if err != nil {
+		return nil, err
+	}
+	b.node = node
+	if err := b.firstStart(); err != nil {
+		_ = node.Close()
+		return nil, err
+	}
+	if err := b.reconcile(); err != nil {
+		_ = node.Close()
+		return nil, err
+	}
+	b.wg.Add(1)
+	go func() { defer b.wg.Done(); b.watchDisk() }()
+	return b, nil
+}
+
+// Close asks all sessions to end, waits a moment for them, and closes the data
+// directory.
+func (b *Broker) Close() error {
+	for _, s := range b.sessionList() {
+		s.sink.Shutdown("broker shutting down")
+	}
+	for range 100 {
+		if len(b.sessionList()) == 0 {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	close(b.stop)
+	b.wg.Wait()
+	return b.node.Close()
+}
+
+func (b *Broker) sessionList() []*Session {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	list := make([]*Session, 0, len(b.sessions))
+	for s := range b.sessions {
+		list = append(list, s)
+	}
+	return list
+}
+
+func (b *Broker) table() *route.Table { return b.meta.table.Load() }
+
+// Table returns the current routing table.
+func (b *Broker) Table() *route.Table { return b.table() }
+
+// define carries out a definition: on this node's own objects at once, else through
+// shard 0, until it is committed and visible here.
+func (b *Broker) define(op meta.Op) (meta.Result, error) {
+	done := make(chan meta.Result, 1)
+	ms := b.node.Meta()
+	ms.Post(func() {
+		if b.meta.catalog.IsLocal(op) {
+			r := b.meta.local(op)
+			for _, follow := range r.Propose {
+				b.propose(follow, make(chan meta.Result, 1))
+			}
+			done <- r
+			return
+		}
+		b.propose(op, done)
+	})
+	select {
+	case r := <-done:
+		if r.Err != nil {
+			return r, r.Err
+		}
+		return r, nil
+	case <-ms.Done():
+		return meta.Result{}, berr.New(berr.Unavailable, "the broker is shutting down")
+	}
+}
+
+// propose runs on the loop of shard 0.
+func (b *Broker) propose(op meta.Op, done chan meta.Result) {
+	op, early := b.meta.catalog.Prepare(op)
+	if early != nil {
+		done <- *early
+		return
+	}
+	var mb msg.Builder
+	mb.Meta(meta.AppendOp(nil, op))
+	b.node.Meta().Core().Submit(shard.Sub{Chunk: mb.Finish(), Done: metaDone(done)})
+}
+
+type metaDone chan meta.Result
+
+// Completed implements shard.Completer.
+func (d metaDone) Completed(_ uint32, _ uint64, res shard.Result) {
+	r, ok := res.Value.(meta.Result)
+	if !ok {
+		r = meta.Result{Outcome: meta.Refused, Err: berr.New(berr.Unavailable, "definition not committed: %v", res.Err)}
+	}
+	d <- r
+}
+
+func (b *Broker) firstStart() error {
+	var fresh bool
+	b.node.Meta().Call(func() { fresh = len(b.meta.catalog.VHosts()) == 0 && len(b.meta.catalog.Users()) == 0 })
+	if !fresh {
+		return nil
+	}
+	if _, err := b.define(meta.PutVHost{Name: "/"}); err != nil {
+		return err
+	}
+	_, err := b.define(meta.PutUser{User: meta.User{
+		Name: guest, PasswordHash: hashPassword(guest), Tags: []string{"administrator"},
+	}})
+	return err
+}
+
+// reconcile makes the shards' logs what the definitions say: a crash may lie between
+// the two.
+func (b *Broker) reconcile() error {
+	want := map[uint32]map[msg.LogID]*route.Queue{}
+	for vh := range b.table().VHosts() {
+		for q := range vh.Queues() {
+			id := uint32(q.Shard)
+			if want[id] == nil {
+				want[id] = map[msg.LogID]*route.Queue{}
+			}
+			want[id][q.ID] = q
+		}
+	}
+	for _, s := range b.node.Queues() {
+		var missing []*route.Queue
+		var extra []msg.LogID
+		s.Call(func() {
+			l := s.Machine().Ledger()
+			for id, q := range want[s.ID()] {
+				if !l.Has(id) {
+					missing = append(missing, q)
+				}
+			}
+			l.Logs(func(id msg.LogID) bool {
+				if want[s.ID()][id] == nil {
+					extra = append(extra, id)
+				}
+				return true
+			})
+		})
+		if len(missing)+len(extra) == 0 {
+			continue
+		}
+		_, err := s.Do(func(mb *msg.Builder) {
+			for _, q := range missing {
+				mb.Ensure(q.ID, profileOf(q))
+			}
+			for _, id := range extra {
+				mb.Delete(id)
+			}
+		})
+		if err != nil {
+			return err
+		}
+		slog.Info("logs reconciled with definitions", "shard", s.ID(), "made", len(missing), "removed", len(extra))
+	}
+	return nil
+}
+
+func profileOf(q *route.Queue) []byte {
+	return queue.AppendProfile(nil, queue.Profile{CountDeliveries: q.Type == route.Quorum})
+}
+
+const guest = "guest"
+
+// hashPassword makes a salted SHA-256 as RabbitMQ's default algorithm: base64 of a
+// 4 byte salt and the digest of salt and password.
+func hashPassword(password string) string {
+	var salt [4]byte
+	_, _ = rand.Read(salt[:])
+	sum := sha256.Sum256(append(salt[:], password...))
+	return base64.StdEncoding.EncodeToString(append(salt[:], sum[:]...))
+}
+
+func checkPassword(hash, password string) bool {
+	raw, err := base64.StdEncoding.DecodeString(hash)
+	if err != nil || len(raw) != 4+sha256.Size {
+		return false
+	}
+	sum := sha256.Sum256(append(append([]byte(nil), raw[:4]...), password...))
+	return subtle.ConstantTimeCompare(raw[4:], sum[:]) == 1
+}
+
+// Authenticate checks a password. The user guest may only come from loopback.
+func (b *Broker) Authenticate(user, password string, loopback bool) error {
+	refused := berr.New(berr.AccessRefused, "login of user %q refused", user)
+	var hash string
+	b.node.Meta().Call(func() {
+		if u := b.meta.catalog.User(user); u != nil {
+			hash = u.PasswordHash
+		}
+	})
+	if !checkPassword(hash, password) {
+		return refused
+	}
+	if user == guest && !loopback {
+		return berr.New(berr.AccessRefused, "user %q can only connect from loopback", user)
+	}
+	return nil
+}
+
+const (
+	reasonDisk = "low on disk"
+	diskEvery  = 500 * time.Millisecond
+)
+
+// watchDisk stops publishers while free space is below what settling, a flush and a
+// merge need.
+func (b *Broker) watchDisk() {
+	low := false
+	file := b.cfg.Node.WALFileBytes
+	if file == 0 {
+		file = 64 << 20
+	}
+	for {
+		if sp, err := b.cfg.FS.FreeSpace(filepath.Clean(b.cfg.Dir)); err == nil {
+			reserve := uint64(4 * file)
+			if reserve > sp.Total/4 {
+				reserve = sp.Total / 4
+			}
+			now := sp.Free < reserve+reserve/20
+			if now != low {
+				low = now
+				slog.Warn("disk space", "low", low, "free", sp.Free, "reserve", reserve)
+				b.setBlocked(reasonDisk+" ", low)
+			}
+		}
+		select {
+		case <-time.After(diskEvery):
+		case <-b.stop:
+			return
+		}
+	}
+}
+
+// setBlocked notes a reason for taking no messages; sessions hear of the first and of
+// the end of the last.
+func (b *Broker) setBlocked(reason string, yes bool) {
+	b.mu.Lock()
+	before := len(b.blocked) > 0
+	if yes {
+		b.blocked[reason] = true
+	} else {
+		delete(b.blocked, reason)
+	}
+	after := len(b.blocked) > 0
+	var tell []*Session
+	if before != after {
+		for s := range b.sessions {
+			tell = append(tell, s)
+		}
+	}
+	b.mu.Unlock()
+	for _, s := range tell {
+		if after {
+			s.sink.Blocked(reasonDisk)
+		} else {
+			s.sink.Unblocked()
+		}
+	}
+}
+
+// shardFor chooses the shard of a new durable queue.
+func (b *Broker) shardFor(vhost, name string) uint16 {
+	h := uint64(14695981039346656037)
+	for _, s := range [...]string{vhost, "\x00", name} {
+		for i := range len(s) {
+			h = (h ^ uint64(s[i])) * 1099511628211
+		}
+	}
+	h ^= h >> 29
+	return uint16(1 + h%uint64(len(b.node.Queues())))
+}
+
+func generatedName() string {
+	var r [16]byte
+	_, _ = rand.Read(r[:])
+	return "amq.gen-" + base64.RawURLEncoding.EncodeToString(r[:])
+}
+
+func notFoundQueue(name, vhost string) error {
+	return berr.New(berr.NotFound, "no queue '%s' in vhost '%s'", name, vhost)
+}
+
+// String describes the broker for logs.
+func (b *Broker) String() string { return fmt.Sprintf("broker in %s", b.cfg.Dir) }

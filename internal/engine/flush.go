@@ -1,0 +1,323 @@
+package engine
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sluicemq/sluice/internal/buf"
+	"github.com/sluicemq/sluice/internal/msg"
+	"github.com/sluicemq/sluice/internal/store"
+)
+
+// job is what is unsettled of one note.
+type job struct {
+	k      lane
+	n      note
+	ranges []msg.Range
+}
+
+// flush moves what the shard still needs of the WAL files up to seq into segments.
+func (k *Keeper) flush(s *Shard, seq, index uint64) error {
+	from, to := s.m.tail.span(seq)
+	return k.move(s, from, to, store.Flushed{WALSeq: seq, Index: index})
+}
+
+// spillVolatile moves the older half of the volatile shard's messages to disk when its
+// chunks take too much memory.
+func (k *Keeper) spillVolatile() {
+	if k.volatile == nil {
+		return
+	}
+	t := &k.volatile.m.tail
+	if _, bytes := t.size(); bytes <= k.spill {
+		return
+	}
+	from, to := t.oldest(k.spill / 2)
+	if err := k.move(k.volatile, from, to, store.Flushed{}); err != nil {
+		k.sleep(upkeepEvery)
+	}
+}
+
+// oldest returns the numbers of the oldest submissions whose chunks hold all but keep
+// bytes of the tail's.
+func (t *tail) oldest(keep int64) (from, to uint64) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	left := t.bytes
+	to = t.first
+	for i := range t.chunks {
+		if left <= keep {
+			break
+		}
+		if c := t.chunks[i]; c != nil {
+			left -= int64(c.Cap())
+		}
+		to = t.cached + uint64(i) + 1
+	}
+	return t.first, to
+}
+
+// move writes the survivors of the submissions before number to into segments, installs
+// these and forgets the submissions.
+func (k *Keeper) move(s *Shard, from, to uint64, done store.Flushed) error {
+	jobs, lanes, ok := s.collect(to)
+	if !ok {
+		return ErrStopped
+	}
+	metas, err := k.write(s, jobs, to-from)
+	if err != nil {
+		return err
+	}
+	var edit store.Edit
+	for _, meta := range metas {
+		edit.AddSegment(meta)
+	}
+	if done.WALSeq > 0 {
+		edit.SetFlushed(s.ID(), done)
+	}
+	if !edit.Empty() {
+		if err := k.store.Install(&edit); err != nil {
+			k.store.Discard(metas)
+			return err
+		}
+	}
+	s.install(metas)
+	ok = inSlices(len(lanes), func(a, b int) bool {
+		return s.Call(func() {
+			for _, key := range lanes[a:b] {
+				if l := s.m.places.lanes[key]; l != nil {
+					l.cutBefore(to)
+				}
+			}
+		})
+	})
+	if !ok || !s.Call(func() { s.m.tail.popTo(to); s.m.cut.flushedTo(from, to) }) {
+		return ErrStopped
+	}
+	return nil
+}
+
+// cutBefore drops the notes of submissions before number to: they come first.
+func (l *place) cutBefore(to uint64) {
+	n := 0
+	for n < len(l.notes) && l.notes[n].sub < to {
+		n++
+	}
+	l.cutNotes(n)
+}
+
+// collect lists what is unsettled in the submissions before number to.
+func (s *Shard) collect(to uint64) (jobs []job, lanes []lane, ok bool) {
+	ok = s.Call(func() {
+		for key, l := range s.m.places.lanes {
+			if len(l.notes) > 0 && l.notes[0].sub < to {
+				lanes = append(lanes, key)
+			}
+		}
+	})
+	return jobs, lanes, ok && inSlices(len(lanes), func(a, b int) bool {
+		return s.Call(func() {
+			for _, key := range lanes[a:b] {
+				jobs = s.m.collectLane(jobs, key, to)
+			}
+		})
+	})
+}
+
+func (m *Machine) collectLane(jobs []job, key lane, to uint64) []job {
+	l := m.places.lanes[key]
+	ln, ok := m.ledger.Lane(key.log, key.lane)
+	if l == nil || !ok {
+		return jobs
+	}
+	for _, n := range l.notes {
+		if n.sub >= to {
+			break
+		}
+		rs := ln.AppendUnsettled(nil, msg.Range{First: n.first, Count: uint64(n.count)})
+		if len(rs) > 0 {
+			jobs = append(jobs, job{key, n, rs})
+		}
+	}
+	return jobs
+}
+
+// write puts the jobs' records into new segments, sorted by lane and offset.
+func (k *Keeper) write(s *Shard, jobs []job, subs uint64) ([]store.SegmentMeta, error) {
+	if len(jobs) == 0 {
+		return nil, nil
+	}
+	slices.SortFunc(jobs, func(a, b job) int {
+		return cmp.Or(cmp.Compare(a.k.log, b.k.log), cmp.Compare(a.k.lane, b.k.lane), cmp.Compare(a.n.first, b.n.first))
+	})
+	src := subSource{m: s.m}
+	defer src.close()
+	if uint64(len(jobs)) > 4*subs+16 {
+		src.keepAll = true // many lanes in few submissions: each is needed again and again
+	}
+	w := k.store.NewWriter(s.ID(), store.WriterOptions{})
+	for i := 0; i < len(jobs); {
+		j, bytes := i, int64(0)
+		for ; j < len(jobs) && jobs[j].k == jobs[i].k; j++ {
+			bytes += jobs[j].size()
+		}
+		err := w.StartRun(jobs[i].k.log, jobs[i].k.lane, bytes)
+		for ; i < j && err == nil; i++ {
+			err = src.copyJob(w, &jobs[i])
+		}
+		if err != nil {
+			w.Abort()
+			return nil, err
+		}
+	}
+	metas, err := w.Finish()
+	if err != nil {
+		w.Abort()
+	}
+	return metas, err
+}
+
+func (j *job) size() int64 {
+	n := uint64(0)
+	for _, r := range j.ranges {
+		n += r.Count
+	}
+	return int64(uint64(j.n.bytes) * n / uint64(j.n.count))
+}
+
+// subSource gives the bytes of submissions to the flusher.
+type subSource struct {
+	m       *Machine
+	op      msg.Op
+	keepAll bool
+	arena   []byte // memory outside of the heap, given back at once
+	used    int
+	kept    map[uint64]msg.Submission
+	sub     uint64
+	cur     msg.Submission
+	chunk   *buf.Chunk
+}
+
+func (s *subSource) close() {
+	if s.chunk != nil {
+		s.chunk.Release()
+	}
+	if s.arena != nil {
+		_ = unix.Munmap(s.arena)
+	}
+}
+
+// arenaBytes holds the submissions of a whole WAL file; untouched pages cost nothing.
+const arenaBytes = 96 << 20
+
+// get returns a submission; valid until the next call, or until close if all are kept.
+func (s *subSource) get(sub uint64) (msg.Submission, error) {
+	if s.cur != nil && s.sub == sub {
+		return s.cur, nil
+	}
+	if k, ok := s.kept[sub]; ok {
+		return k, nil
+	}
+	c, pos, ok := s.m.tail.get(sub)
+	if !ok {
+		return nil, fmt.Errorf("engine: submission %d left the tail while being flushed", sub)
+	}
+	if c == nil {
+		if s.keepAll {
+			return s.intoArena(sub, int(pos.Len), func(b []byte) error { return s.m.wal.ReadAt(pos, 0, b) })
+		}
+		c = buf.Get(int(pos.Len))
+		b := c.Bytes()[:pos.Len]
+		if err := s.m.wal.ReadAt(pos, 0, b); err != nil {
+			c.Release()
+			return nil, err
+		}
+		c.SetBytes(b)
+	}
+	if s.chunk != nil {
+		s.chunk.Release()
+	}
+	s.chunk, s.sub = c, sub
+	return s.check(c.Bytes())
+}
+
+// check verifies the bytes of the current chunk.
+func (s *subSource) check(b []byte) (msg.Submission, error) {
+	s.cur = nil
+	p, err := msg.ParseSubmission(b)
+	if err == nil && !p.Verify() {
+		err = msg.ErrCorrupt
+	}
+	if err == nil {
+		s.cur = p
+	}
+	return p, err
+}
+
+func (s *subSource) intoArena(sub uint64, n int, read func([]byte) error) (msg.Submission, error) {
+	if s.arena == nil {
+		a, err := unix.Mmap(-1, 0, arenaBytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
+		if err != nil {
+			return nil, err
+		}
+		s.arena, s.kept = a, map[uint64]msg.Submission{}
+	}
+	if s.used+n > len(s.arena) { // more than one file: begin again
+		s.used = 0
+		clear(s.kept)
+	}
+	b := s.arena[s.used : s.used+n : s.used+n]
+	s.used += n
+	if err := read(b); err != nil {
+		return nil, err
+	}
+	p, err := msg.ParseSubmission(b)
+	if err == nil && !p.Verify() {
+		err = msg.ErrCorrupt
+	}
+	if err != nil {
+		return nil, err
+	}
+	s.kept[sub] = p
+	return p, nil
+}
+
+// copyJob adds the records of one job to the writer; those that several lanes share
+// are stored once.
+func (s *subSource) copyJob(w *store.Writer, j *job) error {
+	sub, err := s.get(j.n.sub)
+	if err != nil {
+		return err
+	}
+	if err := sub.OpAt(int(j.n.op), &s.op); err != nil {
+		return err
+	}
+	shared := len(s.op.Targets) > 1
+	run := sub.Records(&s.op)
+	at := j.n.first
+	for _, r := range j.ranges {
+		if err := run.Skip(int(r.First - at)); err != nil {
+			return err
+		}
+		for i := range r.Count {
+			rec, err := run.Next()
+			if err != nil || rec == nil {
+				return fmt.Errorf("engine: record %d of submission %d: %w", r.First+i-j.n.first, j.n.sub, err)
+			}
+			if shared {
+				key := store.SharedKey{Hi: j.n.sub, Lo: uint64(j.n.op)<<32 | (r.First + i - j.n.first)}
+				err = w.AddShared(j.k.log, j.k.lane, r.First+i, key, rec)
+			} else {
+				err = w.Add(j.k.log, j.k.lane, r.First+i, rec)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		at = r.First + r.Count
+	}
+	return nil
+}

@@ -1,0 +1,409 @@
+package engine
+
+import (
+	"encoding/binary"
+	"errors"
+	"log/slog"
+	"slices"
+	"sort"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/sluicemq/sluice/internal/msg"
+	"github.com/sluicemq/sluice/internal/shard"
+	"github.com/sluicemq/sluice/internal/store"
+	"github.com/sluicemq/sluice/internal/wal"
+)
+
+// upkeepEvery is how often the keeper looks for work that nothing announced, and how
+// long it waits after a failure.
+const upkeepEvery = 500 * time.Millisecond
+
+// Keeper keeps a node's disk in order: see the package comment. It owns no shard; it
+// asks their loops for slices of work.
+type Keeper struct {
+	store    *store.Store
+	wal      *wal.Log
+	queues   []*Shard       // durable shards of queues
+	volatile *Shard         // may be nil
+	all      []*shard.Shard // every shard with entries in the WAL
+	budget   int            // sealed WAL files that may wait
+	spill    int64          // bytes of the volatile shard's chunks
+
+	cuts struct {
+		sync.Mutex
+		list []shard.Cut
+	}
+	done     sync.Map // shard id -> index of the durable checkpoint (uint64)
+	cutWake  chan struct{}
+	cutMade  chan struct{}
+	wake     chan struct{}
+	stop     chan struct{}
+	wg       sync.WaitGroup
+	pressure atomic.Bool
+}
+
+func newKeeper(st *store.Store, budget int, spill int64) *Keeper {
+	return &Keeper{
+		store: st, budget: budget, spill: spill,
+		cutWake: make(chan struct{}, 1), cutMade: make(chan struct{}, 1),
+		wake: make(chan struct{}, 1), stop: make(chan struct{}),
+	}
+}
+
+func (k *Keeper) start() {
+	k.wg.Add(2)
+	go func() { defer k.wg.Done(); k.writeCuts() }()
+	go func() { defer k.wg.Done(); k.run() }()
+}
+
+func (k *Keeper) close() {
+	close(k.stop)
+	k.wg.Wait()
+}
+
+func poke(ch chan struct{}) {
+	select {
+	case ch <- struct{}{}:
+	default:
+	}
+}
+
+// Pressure reports that the WAL is so far ahead of the flusher that publishers should
+// wait.
+func (k *Keeper) Pressure() bool { return k.pressure.Load() }
+
+// take receives a cut from a shard's loop.
+func (k *Keeper) take(c shard.Cut) {
+	k.cuts.Lock()
+	k.cuts.list = append(k.cuts.list, c)
+	k.cuts.Unlock()
+	poke(k.cutWake)
+}
+
+// writeCuts makes cuts durable. One that can't be written is tried until it can: the
+// next one only holds what changed since.
+func (k *Keeper) writeCuts() {
+	for {
+		k.cuts.Lock()
+		list := k.cuts.list
+		k.cuts.list = nil
+		k.cuts.Unlock()
+		for _, c := range list {
+			for {
+				err := k.writeCut(c)
+				if err == nil {
+					break
+				}
+				slog.Warn("checkpoint not written, trying again", "shard", c.Shard, "err", err)
+				if !k.sleep(upkeepEvery) {
+					return
+				}
+			}
+		}
+		if len(list) > 0 {
+			continue
+		}
+		select {
+		case <-k.cutWake:
+		case <-k.stop:
+			return
+		}
+	}
+}
+
+func (k *Keeper) sleep(d time.Duration) bool {
+	select {
+	case <-time.After(d):
+		return true
+	case <-k.stop:
+		return false
+	}
+}
+
+func (k *Keeper) writeCut(c shard.Cut) error {
+	w, err := k.store.BeginCheckpoint(c.Shard)
+	if err != nil {
+		return err
+	}
+	defer w.Abort()
+	for _, kv := range c.Keys {
+		if err := w.Put(kv.Key, kv.Value); err != nil {
+			return err
+		}
+	}
+	if err := w.Commit(c.Index, binary.LittleEndian.AppendUint64(nil, c.Term), nil); err != nil {
+		return err
+	}
+	k.done.Store(c.Shard, c.Index)
+	for _, s := range k.all {
+		if s.ID() == c.Shard {
+			s.Post(s.Core().CheckpointDone)
+		}
+	}
+	poke(k.cutMade)
+	return nil
+}
+
+func (k *Keeper) run() {
+	for {
+		k.retireFiles()
+		k.spillVolatile()
+		k.space()
+		select {
+		case <-k.wake:
+		case <-time.After(upkeepEvery):
+		case <-k.stop:
+			return
+		}
+	}
+}
+
+// retireFiles flushes and gives back the oldest WAL files while too many are sealed.
+func (k *Keeper) retireFiles() {
+	for {
+		sealed := k.wal.Sealed()
+		k.pressure.Store(len(sealed) > 2*k.budget)
+		if len(sealed) <= k.budget {
+			return
+		}
+		select {
+		case <-k.stop:
+			return
+		default:
+		}
+		if err := k.retire(sealed[0]); err != nil {
+			if !errors.Is(err, ErrStopped) {
+				slog.Warn("write-ahead log file not flushed, trying again", "file", sealed[0].Seq, "err", err)
+			}
+			return
+		}
+	}
+}
+
+// retire makes a file superfluous: survivors to segments, a checkpoint over it, raft's
+// entries forgotten. Then it is released.
+func (k *Keeper) retire(f wal.SealedFile) error {
+	for _, r := range f.Shards {
+		for _, s := range k.queues {
+			if s.ID() == r.Shard {
+				if err := k.flush(s, f.Seq, r.Last); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	for _, r := range f.Shards {
+		if err := k.checkpointed(r.Shard, r.Last); err != nil {
+			return err
+		}
+	}
+	for _, r := range f.Shards {
+		for _, s := range k.all {
+			if s.ID() == r.Shard && !s.Call(func() { s.Core().Compact(r.Last) }) {
+				return ErrStopped
+			}
+		}
+	}
+	k.wal.Release(f.Seq)
+	return nil
+}
+
+// checkpointed waits until a durable checkpoint of the shard covers index.
+func (k *Keeper) checkpointed(id uint32, index uint64) error {
+	for {
+		if v, ok := k.done.Load(id); ok && v.(uint64) >= index {
+			return nil
+		}
+		for _, s := range k.all {
+			if s.ID() == id {
+				s.Post(s.Core().RequestCheckpoint)
+			}
+		}
+		select {
+		case <-k.cutMade:
+		case <-time.After(20 * time.Millisecond):
+		case <-k.stop:
+			return ErrStopped
+		}
+	}
+}
+
+// space drops dead segments and rewrites those that are mostly dead.
+func (k *Keeper) space() {
+	shards := k.queues
+	if k.volatile != nil {
+		shards = append(append([]*Shard(nil), shards...), k.volatile)
+	}
+	for _, s := range shards {
+		c := k.store.Candidates(s.ID())
+		if err := k.dropDead(s, c.Dead); err != nil {
+			slog.Warn("dead segments not dropped", "shard", s.ID(), "err", err)
+		}
+		for _, id := range c.Measure {
+			runs, err := k.store.Runs(id)
+			if err == nil {
+				_, err = k.store.Measure(id, s.liveOf([]store.SegID{id}, runs))
+			}
+			if err != nil {
+				slog.Warn("segment not measured", "segment", id, "err", err)
+			}
+		}
+		for _, group := range append(c.Rewrite, c.Merge...) {
+			select {
+			case <-k.stop:
+				return
+			default:
+			}
+			if err := k.compact(s, group); err != nil {
+				slog.Warn("segments not compacted", "shard", s.ID(), "segments", group, "err", err)
+			}
+		}
+	}
+}
+
+// dropDead drops segments of which nothing is unsettled. The store's counts only
+// propose: the ledger has the word, since runs of a lane may overlap in range.
+func (k *Keeper) dropDead(s *Shard, ids []store.SegID) error {
+	var edit store.Edit
+	var dropped []store.Run
+	for _, id := range ids {
+		runs, err := k.store.Runs(id)
+		if err != nil {
+			return err
+		}
+		if dead, ok := s.allSettled(runs); !ok {
+			return ErrStopped
+		} else if dead {
+			edit.DropSegment(id)
+			dropped = append(dropped, runs...)
+		}
+	}
+	if edit.Empty() {
+		return nil
+	}
+	if err := k.store.Install(&edit); err != nil {
+		return err
+	}
+	s.Call(func() { s.m.places.removeRuns(dropped) })
+	return nil
+}
+
+// sliceOfWork is how many lanes or runs the keeper asks a loop about at once.
+const sliceOfWork = 512
+
+// inSlices calls fn for parts of 0 to n until it returns false.
+func inSlices(n int, fn func(from, to int) bool) bool {
+	for from := 0; from < n; from += sliceOfWork {
+		if !fn(from, min(from+sliceOfWork, n)) {
+			return false
+		}
+	}
+	return true
+}
+
+// allSettled asks the ledger whether nothing in the runs is unsettled; where there is,
+// the store is told how much.
+func (s *Shard) allSettled(runs []store.Run) (dead, ok bool) {
+	dead = true
+	ok = inSlices(len(runs), func(from, to int) bool {
+		return s.Call(func() {
+			for _, r := range runs[from:to] {
+				if n := s.m.liveIn(r); n > 0 {
+					dead = false
+					s.m.store.SetLive(r, n)
+				}
+			}
+		})
+	})
+	return dead, ok
+}
+
+// liveIn is how many entries of a run may be unsettled; an upper bound where another
+// run lies within its range.
+func (m *Machine) liveIn(r store.Run) int {
+	ln, ok := m.ledger.Lane(r.Log, r.Lane)
+	if !ok {
+		return 0
+	}
+	return int(min(uint64(r.Count), ln.UnsettledIn(msg.Range{First: r.First, Count: r.Last - r.First + 1})))
+}
+
+// liveOf collects what the store asks about the runs of some segments: the unsettled
+// offsets, and whether the lane's run before each is among them too.
+func (s *Shard) liveOf(ids []store.SegID, runs []store.Run) store.LiveFunc {
+	type key struct {
+		seg store.SegID
+		dir uint32
+	}
+	live := make(map[key]store.Live, len(runs))
+	inSlices(len(runs), func(from, to int) bool {
+		return s.Call(func() {
+			for _, r := range runs[from:to] {
+				ln, ok := s.m.ledger.Lane(r.Log, r.Lane)
+				l := s.m.places.lanes[lane{r.Log, r.Lane}]
+				if !ok || l == nil {
+					continue
+				}
+				live[key{r.Seg, r.Dir}] = store.Live{
+					Ranges:  ln.AppendUnsettled(nil, msg.Range{First: r.First, Count: r.Last - r.First + 1}),
+					Follows: l.follows(r, ids),
+				}
+			}
+		})
+	})
+	return func(r store.Run) store.Live { return live[key{r.Seg, r.Dir}] }
+}
+
+// follows says whether the run before r is in one of the segments.
+func (l *place) follows(r store.Run, ids []store.SegID) bool {
+	i := sort.Search(len(l.runs), func(i int) bool { return l.runs[i].First >= r.First })
+	return i > 0 && slices.Contains(ids, l.runs[i-1].Seg)
+}
+
+// compact rewrites the survivors of some segments. The new runs are known before the
+// old ones are forgotten, and those are pinned until then.
+func (k *Keeper) compact(s *Shard, ids []store.SegID) error {
+	var old []store.Run
+	for _, id := range ids {
+		runs, err := k.store.Runs(id)
+		if err != nil {
+			return err
+		}
+		old = append(old, runs...)
+	}
+	if !s.Call(func() {}) {
+		return ErrStopped
+	}
+	c, err := k.store.Compact(ids, s.liveOf(ids, old), store.CompactOptions{})
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	var edit store.Edit
+	c.AddTo(&edit)
+	if err := k.store.Install(&edit); err != nil {
+		return err
+	}
+	s.install(c.Outputs)
+	s.Call(func() { s.m.places.removeRuns(old) })
+	return nil
+}
+
+// install makes new segments known to the machine.
+func (s *Shard) install(metas []store.SegmentMeta) {
+	for _, meta := range metas {
+		inSlices(len(meta.Runs), func(from, to int) bool {
+			runs := meta.Runs[from:to]
+			return s.Call(func() {
+				s.m.places.addRuns(runs)
+				for _, r := range runs {
+					if n := s.m.liveIn(r); n < int(r.Count) {
+						s.m.store.SetLive(r, n)
+					}
+				}
+			})
+		})
+	}
+}

@@ -1,0 +1,323 @@
+package engine
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+	"sync/atomic"
+
+	"github.com/sluicemq/sluice/internal/msg"
+	"github.com/sluicemq/sluice/internal/shard"
+	"github.com/sluicemq/sluice/internal/store"
+	"github.com/sluicemq/sluice/internal/vfs"
+	"github.com/sluicemq/sluice/internal/wal"
+)
+
+// Shard numbers. Durable shards of queues are 1 to n.
+const (
+	MetaShard     uint32 = 0
+	VolatileShard uint32 = 0xfff0
+)
+
+// Settings of the node that live in the MANIFEST.
+const (
+	settingShards      = "shards"
+	settingIncarnation = "incarnation"
+)
+
+// NodeConfig opens a Node. Zero values are defaults where one is named.
+type NodeConfig struct {
+	FS     vfs.FS // default vfs.OS()
+	Dir    string
+	Shards int           // number of durable shards at first start; fixed from then on
+	Meta   shard.Machine // the machine of shard 0
+	// MetaLoaded is called when Meta holds its checkpoint, before the WAL is replayed.
+	MetaLoaded func() error
+	// WALFileBytes and WALFiles size the write-ahead log: files of so many bytes, of
+	// which so many may wait for the flusher; defaults 64 MiB and 8.
+	WALFileBytes int64
+	WALFiles     int
+	TailCache    int64 // bytes of recent chunks per shard; default 8 MiB
+	// VolatileMemory is how many bytes the volatile shard keeps in memory; default
+	// 64 MiB.
+	VolatileMemory int64
+	// Blocked is told when the disk refuses writes, and when it takes them again.
+	Blocked func(bool)
+	// CheckpointBytes is shard.Config's.
+	CheckpointBytes int64
+}
+
+// Node is an open data directory with its shards running.
+type Node struct {
+	lock     io.Closer
+	store    *store.Store
+	wal      *wal.Log
+	keeper   *Keeper
+	meta     *shard.Shard
+	queues   []*Shard
+	volatile *Shard
+	link     uint64
+	tables   atomic.Pointer[[]*shard.Shard]
+	Recovery *wal.Recovery
+}
+
+// DamageError says that the write-ahead log holds something that was synced and is not
+// as it was written: starting would lose confirmed messages silently.
+type DamageError struct{ Damages []wal.Damage }
+
+// Error names the first damage.
+func (e *DamageError) Error() string {
+	d := e.Damages[0]
+	return fmt.Sprintf("the write-ahead log is damaged in %d place(s), the first in file %d at byte %d: %s (entries %d to %d of shard %d)",
+		len(e.Damages), d.Seq, d.Off, d.Reason, d.First, d.Last, d.Shard)
+}
+
+// Open recovers a data directory and starts its shards.
+func Open(cfg NodeConfig) (*Node, error) {
+	cfg.setDefaults()
+	if err := cfg.FS.MkdirAll(cfg.Dir); err != nil {
+		return nil, err
+	}
+	lock, err := cfg.FS.Lock(cfg.Dir)
+	if err != nil {
+		return nil, fmt.Errorf("data directory %s: %w", cfg.Dir, err)
+	}
+	n := &Node{lock: lock}
+	if err := n.open(cfg); err != nil {
+		n.closeFiles()
+		return nil, err
+	}
+	return n, nil
+}
+
+func (c *NodeConfig) setDefaults() {
+	if c.FS == nil {
+		c.FS = vfs.OS()
+	}
+	if c.WALFileBytes == 0 {
+		c.WALFileBytes = 64 << 20
+	}
+	if c.WALFiles == 0 {
+		c.WALFiles = 8
+	}
+	if c.TailCache == 0 {
+		c.TailCache = 8 << 20
+	}
+	if c.VolatileMemory == 0 {
+		c.VolatileMemory = 64 << 20
+	}
+	if c.Shards == 0 {
+		c.Shards = 2
+	}
+}
+
+func (n *Node) open(cfg NodeConfig) error {
+	st, found, err := store.Open(store.Options{FS: cfg.FS, Dir: cfg.Dir})
+	if err != nil {
+		return err
+	}
+	n.store = st
+	if len(found.Damages) > 0 {
+		return fmt.Errorf("store: %w", found.Damages[0])
+	}
+	shards, incarnation, err := n.settings(cfg.Shards)
+	if err != nil {
+		return err
+	}
+	n.link = shard.LinkID(1, incarnation)
+	n.keeper = newKeeper(st, cfg.WALFiles, cfg.VolatileMemory)
+	lg, rec, err := wal.Open(wal.Options{
+		FS: cfg.FS, Dir: filepath.Join(cfg.Dir, "wal"), FileSize: cfg.WALFileBytes,
+		Tables: n.walTables, VerifyPayload: verifyPayload,
+		Events: wal.Events{FileSealed: func(wal.SealedFile) { poke(n.keeper.wake) }},
+	})
+	if err != nil {
+		return err
+	}
+	n.wal, n.keeper.wal, n.Recovery = lg, lg, rec
+	if rec.Damaged() {
+		return &DamageError{rec.Damages}
+	}
+	if err := n.openShards(cfg, shards, found); err != nil {
+		return err
+	}
+	n.run()
+	return nil
+}
+
+// verifyPayload accepts a batch or raft's own empty entry.
+func verifyPayload(b []byte, crc uint32) bool {
+	if len(b) == 0 {
+		return crc == msg.CRC(nil)
+	}
+	return msg.VerifyBatch(b, crc)
+}
+
+// settings reads what the first start fixed and counts this start.
+func (n *Node) settings(shards int) (int, uint32, error) {
+	incarnation := uint32(1)
+	if b, ok := n.store.Setting(settingShards); ok && len(b) == 4 {
+		shards = int(binary.LittleEndian.Uint32(b))
+	}
+	if b, ok := n.store.Setting(settingIncarnation); ok && len(b) == 4 {
+		incarnation = binary.LittleEndian.Uint32(b) + 1
+	}
+	var e store.Edit
+	e.Set(settingShards, binary.LittleEndian.AppendUint32(nil, uint32(shards)))
+	e.Set(settingIncarnation, binary.LittleEndian.AppendUint32(nil, incarnation))
+	for _, m := range n.store.Segments(VolatileShard) {
+		e.DropSegment(m.ID)
+	}
+	return shards, incarnation, n.store.Install(&e)
+}
+
+func (n *Node) openShards(cfg NodeConfig, shards int, found *store.Recovery) error {
+	runs := map[uint32][]store.Run{}
+	for _, s := range found.Shards {
+		runs[s.Shard] = s.Runs
+	}
+	meta, err := n.openShard(cfg, MetaShard, cfg.Meta, cfg.MetaLoaded)
+	if err != nil {
+		return err
+	}
+	n.meta = meta
+	n.keeper.all = append(n.keeper.all, meta)
+	for id := uint32(1); id <= uint32(shards); id++ {
+		m := New(Config{Shard: id, Store: n.store, WAL: n.wal, TailCache: cfg.TailCache})
+		sh, err := n.openShard(cfg, id, m, func() error { return m.RestoreDone(runs[id]) })
+		if err != nil {
+			return err
+		}
+		m.Bind(sh.Core())
+		m.reportLive()
+		n.queues = append(n.queues, &Shard{sh, m})
+		n.keeper.all = append(n.keeper.all, sh)
+	}
+	vm := New(Config{Shard: VolatileShard, Volatile: true, Store: n.store})
+	mem := &memory{m: vm}
+	vm.Bind(mem)
+	n.volatile = &Shard{shard.NewWith(VolatileShard, mem), vm}
+	n.keeper.queues, n.keeper.volatile = n.queues, n.volatile
+	n.tables.Store(&n.keeper.all)
+	return nil
+}
+
+// reportLive tells the store how many entries of each run are unsettled.
+func (m *Machine) reportLive() {
+	for _, l := range m.places.lanes {
+		for _, r := range l.runs {
+			if n := m.liveIn(r); n < int(r.Count) {
+				m.store.SetLive(r, n)
+			}
+		}
+	}
+}
+
+// openShard loads a shard's checkpoint into its machine and replays the WAL on it.
+func (n *Node) openShard(cfg NodeConfig, id uint32, m shard.Machine, loaded func() error) (*shard.Shard, error) {
+	r := shard.Restored{}
+	if info, ok := n.store.Checkpoint(id); ok {
+		if len(info.Extra) != 8 {
+			return nil, fmt.Errorf("shard %d: checkpoint without a term", id)
+		}
+		r.Checkpoint, r.Term = info.Index, binary.LittleEndian.Uint64(info.Extra)
+		n.keeper.done.Store(id, info.Index)
+		err := n.store.LoadCheckpoint(id, func(key, value []byte) (err error) {
+			if string(key) != shard.ShardKey {
+				return m.Restore(key, value)
+			}
+			r.TimeMS, r.Links, err = shard.ParseShardState(append([]byte(nil), value...))
+			return err
+		})
+		if err != nil {
+			return nil, fmt.Errorf("shard %d: checkpoint: %w", id, err)
+		}
+	}
+	if err := loaded(); err != nil {
+		return nil, fmt.Errorf("shard %d: checkpoint: %w", id, err)
+	}
+	for i := range n.Recovery.Shards {
+		if n.Recovery.Shards[i].Shard == id {
+			r.Wal = &n.Recovery.Shards[i]
+			r.Replay = func(from uint64, fn func(wal.Entry) error) error {
+				return n.Recovery.Replay(id, from, fn)
+			}
+		}
+	}
+	return shard.New(shard.Config{
+		ID: id, Incarnation: 1, Node: 1, Voters: []uint64{1}, Link: n.link,
+		Log: n.wal, Machine: m, Checkpoint: n.keeper.take, Blocked: cfg.Blocked,
+		CheckpointBytes: cfg.CheckpointBytes,
+	}, r)
+}
+
+func (n *Node) walTables() []wal.ShardState {
+	list := n.tables.Load()
+	if list == nil {
+		return nil
+	}
+	out := make([]wal.ShardState, 0, len(*list))
+	for _, s := range *list {
+		out = append(out, s.Table())
+	}
+	return out
+}
+
+func (n *Node) run() {
+	n.Recovery = nil // holds an index of all entries
+	n.meta.Start()
+	for _, s := range n.queues {
+		s.Start()
+	}
+	n.volatile.Start()
+	n.keeper.start()
+}
+
+// Meta returns the metadata shard.
+func (n *Node) Meta() *shard.Shard { return n.meta }
+
+// Queues returns the durable shards of queues; the first has number 1.
+func (n *Node) Queues() []*Shard { return n.queues }
+
+// Shard returns the shard of queues with this number, nil if there is none.
+func (n *Node) Shard(id uint32) *Shard {
+	switch {
+	case id == VolatileShard:
+		return n.volatile
+	case id >= 1 && int(id) <= len(n.queues):
+		return n.queues[id-1]
+	}
+	return nil
+}
+
+// Pressure reports that publishers should wait for the flusher.
+func (n *Node) Pressure() bool { return n.keeper.Pressure() }
+
+// Close stops the shards after writing how far deliveries really went, so that a clean
+// restart flags nothing that was never delivered.
+func (n *Node) Close() error {
+	for _, s := range n.queues {
+		s.sealReserves()
+	}
+	n.keeper.close()
+	for _, s := range n.queues {
+		s.Stop()
+	}
+	n.volatile.Stop()
+	n.meta.Stop()
+	return n.closeFiles()
+}
+
+func (n *Node) closeFiles() error {
+	var errs []error
+	if n.wal != nil {
+		errs = append(errs, n.wal.Close())
+	}
+	if n.store != nil {
+		errs = append(errs, n.store.Close())
+	}
+	errs = append(errs, n.lock.Close())
+	return errors.Join(errs...)
+}

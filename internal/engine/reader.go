@@ -1,0 +1,197 @@
+package engine
+
+import (
+	"errors"
+	"log/slog"
+
+	"github.com/sluicemq/sluice/internal/buf"
+	"github.com/sluicemq/sluice/internal/msg"
+	"github.com/sluicemq/sluice/internal/queue"
+	"github.com/sluicemq/sluice/internal/store"
+	"github.com/sluicemq/sluice/internal/wal"
+)
+
+// skipShift packs into a tail hint how far the range lies from the start of its note.
+const skipShift = 40
+
+// Reader turns deliveries into messages, on its owner's goroutine; it may wait for the
+// disk. It keeps what it read last, since the next delivery mostly goes on there.
+type Reader struct {
+	op   msg.Op
+	last struct { // a submission read back from the WAL
+		m   *Machine
+		sub uint64
+		c   *buf.Chunk
+	}
+	seg struct { // where it reads in a segment
+		m    *Machine
+		k    lane
+		run  store.Run
+		blk  store.Block
+		off  msg.Offset
+		rec  []byte
+		have bool
+		ra   store.ReadAhead
+	}
+}
+
+// Close gives back what the reader holds.
+func (r *Reader) Close() {
+	if r.last.c != nil {
+		r.last.c.Release()
+		r.last.c = nil
+	}
+	r.dropBlock()
+}
+
+func (r *Reader) dropBlock() {
+	r.seg.blk.Release()
+	r.seg.blk = store.Block{}
+	r.seg.have, r.seg.m, r.seg.rec = false, nil, nil
+}
+
+// Each calls fn with each message of a delivery in order. rec is valid during the call.
+// Messages that exist no more are left out. An error of fn ends it and is returned.
+func (r *Reader) Each(d *queue.Delivery, fn func(off msg.Offset, rec *msg.Record) error) error {
+	m := d.Consumer.User.(Based).Base().shard.m
+	if d.Src.Kind == srcTail {
+		done, err := r.fromTail(m, d, fn)
+		if done || err != nil {
+			return err
+		}
+	}
+	return r.fromRuns(m, lane{d.Log, d.Lane}, d.First, d.First+uint64(d.Count), fn)
+}
+
+// fromTail reads from a chunk or a WAL file; done is false when the submission has
+// been flushed meanwhile.
+func (r *Reader) fromTail(m *Machine, d *queue.Delivery, fn func(msg.Offset, *msg.Record) error) (done bool, err error) {
+	sub := d.Src.Ref & (1<<skipShift - 1)
+	c, err := r.submission(m, sub)
+	if c == nil || err != nil {
+		return false, err
+	}
+	defer c.Release()
+	s, err := msg.ParseSubmission(c.Bytes())
+	if err != nil {
+		return false, err
+	}
+	if err := s.OpAt(int(d.Src.Pos), &r.op); err != nil {
+		return false, err
+	}
+	run := s.Records(&r.op)
+	if err := run.Skip(int(d.Src.Ref >> skipShift)); err != nil {
+		return false, err
+	}
+	for i := range uint64(d.Count) {
+		raw, err := run.Next()
+		if raw == nil || err != nil {
+			return false, err
+		}
+		rec, _, err := msg.ParseRecord(raw)
+		if err != nil {
+			return false, err
+		}
+		if err := fn(d.First+i, &rec); err != nil {
+			return true, err
+		}
+	}
+	return true, nil
+}
+
+// submission returns the bytes of a submission of the tail with a reference for the
+// caller; nil when it is not in the tail any more.
+func (r *Reader) submission(m *Machine, sub uint64) (*buf.Chunk, error) {
+	c, pos, ok := m.tail.get(sub)
+	if !ok || c != nil {
+		return c, nil
+	}
+	if r.last.m == m && r.last.sub == sub && r.last.c != nil {
+		return r.last.c.Retain(), nil
+	}
+	if pos.Seq == 0 {
+		return nil, nil
+	}
+	c = buf.Get(int(pos.Len))
+	b := c.Bytes()[:pos.Len]
+	if err := m.wal.ReadAt(pos, 0, b); err != nil {
+		c.Release()
+		if errors.Is(err, wal.ErrGone) {
+			return nil, nil
+		}
+		return nil, err
+	}
+	c.SetBytes(b)
+	if s, err := msg.ParseSubmission(b); err != nil || !s.Verify() {
+		c.Release()
+		return nil, msg.ErrCorrupt
+	}
+	if r.last.c != nil {
+		r.last.c.Release()
+	}
+	r.last.m, r.last.sub, r.last.c = m, sub, c.Retain()
+	return c, nil
+}
+
+func (r *Reader) fromRuns(m *Machine, k lane, from, end msg.Offset, fn func(msg.Offset, *msg.Record) error) error {
+	for off := from; off < end; off++ {
+		rec, err := r.record(m, k, off)
+		if err != nil {
+			slog.Error("message can't be read", "shard", m.id, "log", k.log, "lane", k.lane, "offset", off, "err", err)
+			continue
+		}
+		if rec == nil {
+			continue
+		}
+		parsed, _, err := msg.ParseRecord(rec)
+		if err != nil {
+			return err
+		}
+		if err := fn(off, &parsed); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// record finds one message in the segments, nil if no run has it.
+func (r *Reader) record(m *Machine, k lane, off msg.Offset) ([]byte, error) {
+	if r.seg.m == m && r.seg.k == k && r.advance(off) {
+		return r.seg.rec, nil
+	}
+	for range 2 { // again if a segment was replaced between looking and reading
+		runs, gone := m.places.run(k, off), false
+		for i := len(runs) - 1; i >= 0; i-- {
+			r.dropBlock()
+			blk, err := r.seg.ra.Read(m.store, runs[i], off, store.MaxReadBytes)
+			if errors.Is(err, store.ErrGone) {
+				gone = true
+				continue
+			}
+			if err != nil {
+				return nil, err
+			}
+			r.seg.m, r.seg.k, r.seg.run, r.seg.blk = m, k, runs[i], blk
+			if r.advance(off) {
+				return r.seg.rec, nil
+			}
+		}
+		if !gone {
+			break
+		}
+	}
+	return nil, nil
+}
+
+// advance moves on in the current block until off; false if it isn't there.
+func (r *Reader) advance(off msg.Offset) bool {
+	for {
+		if r.seg.have && r.seg.off >= off {
+			return r.seg.off == off
+		}
+		r.seg.off, r.seg.rec, r.seg.have = r.seg.blk.Next()
+		if !r.seg.have {
+			return false
+		}
+	}
+}
