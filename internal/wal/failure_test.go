@@ -208,35 +208,36 @@ func TestNoSpaceInPlace(t *testing.T) {
 // it, and all leave at a later occasion.
 func TestRecyclingFails(t *testing.T) {
 	mem := vfs.NewMem()
-	broken := true
-	var fails, recycled int
+	var broken atomic.Bool
+	broken.Store(true)
+	var fails, recycled atomic.Int32
 	fsys := vfs.Inject(mem, func(op vfs.Op) error {
-		if broken && op.Kind == vfs.OpRename && filepath.Ext(op.Path) == walSuffix {
+		if broken.Load() && op.Kind == vfs.OpRename && filepath.Ext(op.Path) == walSuffix {
 			return syscall.EIO
 		}
 		return nil
 	})
 	opts := testOptions(fsys)
-	opts.Events.MaintenanceFailed = func(error) { fails++ }
-	opts.Events.FileRecycled = func(uint64, bool) { recycled++ }
+	opts.Events.MaintenanceFailed = func(error) { fails.Add(1) }
+	opts.Events.FileRecycled = func(uint64, bool) { recycled.Add(1) }
 	l, _ := mustOpen(t, opts)
 	fill(t, l, 1, 1, 3)
 	for _, f := range l.Sealed() {
 		l.Release(f.Seq)
 	}
 	wait(t, l)
-	if fails == 0 || recycled != 0 {
-		t.Fatalf("%d failures, %d recycled", fails, recycled)
+	if fails.Load() == 0 || recycled.Load() != 0 {
+		t.Fatalf("%d failures, %d recycled", fails.Load(), recycled.Load())
 	}
 	rep, err := Verify(mem, testDir, nil)
 	if err != nil || len(rep.Damages) > 0 {
 		t.Fatal(err, rep.Damages)
 	}
-	broken = false
-	l.Release(l.files.live[0].seq)
+	broken.Store(false)
+	mustPut(t, l, entry(2, 1)) // any occasion
 	wait(t, l)
-	if recycled < 3 {
-		t.Fatalf("%d recycled", recycled)
+	if n := recycled.Load(); n < 3 {
+		t.Fatalf("%d recycled", n)
 	}
 	closeLog(t, l)
 }

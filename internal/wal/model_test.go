@@ -135,14 +135,14 @@ func (m model) diff(rec *Recovery, base map[baseKey]uint64) error {
 
 // history is everything submitted, and how much of it must survive.
 type history struct {
-	mu       sync.Mutex
-	records  []Record
-	durable  int                // records before it were confirmed
-	confirmd model              // after the durable ones
-	base     map[baseKey]uint64 // entries below may have been released
+	mu      sync.Mutex
+	records []Record
+	durable int                // records before it were confirmed
+	certain model              // after the durable ones
+	base    map[baseKey]uint64 // entries below may have been released
 }
 
-func newHistory() *history { return &history{confirmd: model{}, base: map[baseKey]uint64{}} }
+func newHistory() *history { return &history{certain: model{}, base: map[baseKey]uint64{}} }
 
 // submitted notes records and returns how many there are.
 func (h *history) submitted(r []Record) int {
@@ -157,7 +157,7 @@ func (h *history) confirmed(n int) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for ; h.durable < n; h.durable++ {
-		h.confirmd.apply(&h.records[h.durable])
+		h.certain.apply(&h.records[h.durable])
 	}
 }
 
@@ -171,7 +171,7 @@ type snapshot struct {
 func (h *history) snapshot() snapshot {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return snapshot{h.confirmd.clone(), slices.Clone(h.records[h.durable:]), maps.Clone(h.base)}
+	return snapshot{h.certain.clone(), slices.Clone(h.records[h.durable:]), maps.Clone(h.base)}
 }
 
 // check accepts the confirmed state, and those after any number of the records
@@ -275,7 +275,7 @@ func (h *history) tables() []ShardState {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	var rows []ShardState
-	for id, s := range h.confirmd {
+	for id, s := range h.certain {
 		if base := h.base[baseKey{id, s.incarnation}]; base > 0 && !s.gone {
 			rows = append(rows, ShardState{
 				Shard: id, Incarnation: s.incarnation, HardState: s.hard,
@@ -291,7 +291,7 @@ func (h *history) tables() []ShardState {
 func (w *workload) advance(l *Log) {
 	w.h.mu.Lock()
 	for id := range uint32(workloadShards) {
-		if s := w.h.confirmd[id]; s != nil && s.incarnation == w.state[id].incarnation && w.rng.IntN(3) > 0 {
+		if s := w.h.certain[id]; s != nil && s.incarnation == w.state[id].incarnation && w.rng.IntN(3) > 0 {
 			k := baseKey{id, s.incarnation}
 			w.h.base[k] = max(w.h.base[k], s.hard.Commit+1)
 		}

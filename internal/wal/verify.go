@@ -5,7 +5,7 @@ import "github.com/sluicemq/sluice/internal/vfs"
 // Report is what Verify found.
 type Report struct {
 	Files  []FileReport
-	Spares int
+	Spares int // zero-filled files that wait for use
 	Shards []RecoveredShard
 	Torn   *TornTail // what Open would cut
 	// Damages as in Recovery.
