@@ -109,7 +109,7 @@ func checkCheckpoint(fsys vfs.FS, dir string, shard uint32, info CheckpointInfo)
 		return 0, missingCheckpoint(shard, info)
 	}
 	if err == nil {
-		err = errors.Join(livePairs(f, shard, info, func(_, _ []byte) error { keys++; return nil }), f.Close())
+		err = errors.Join(livePairs(f, shard, info, keysAtOnce, func(_, _ []byte) error { keys++; return nil }), f.Close())
 	}
 	if err != nil && !errors.As(err, &damage) {
 		damage = &DamageError{Path: path, Shard: shard, Len: info.Len, Reason: err.Error()}

@@ -329,7 +329,7 @@ func (s *Store) livePairs(shard uint32, info CheckpointInfo, fn func(key, value 
 	if file == nil {
 		return missingCheckpoint(shard, info)
 	}
-	err := livePairs(file.f, shard, info, fn)
+	err := livePairs(file.f, shard, info, keysAtOnce, fn)
 	var damage *DamageError
 	if errors.As(err, &damage) && s.opts.Events.Damaged != nil {
 		s.opts.Events.Damaged(damage)
@@ -338,12 +338,12 @@ func (s *Store) livePairs(shard uint32, info CheckpointInfo, fn func(key, value 
 }
 
 // livePairs calls fn for each key's last pair unless it deletes the key. It goes
-// over the file twice for each part of the key space: to find the last pairs, and
-// to hand them out.
-func livePairs(f vfs.File, shard uint32, info CheckpointInfo, fn func(key, value []byte) error) error {
-	parts := info.Pairs/keysAtOnce + 1
+// over the file twice for each part of the key space, of which there is one for
+// each atOnce pairs: to find the last pairs, and to hand them out.
+func livePairs(f vfs.File, shard uint32, info CheckpointInfo, atOnce uint64, fn func(key, value []byte) error) error {
+	parts := info.Pairs/atOnce + 1
 	seed := maphash.MakeSeed()
-	last := make(map[string]uint64, min(info.Pairs, keysAtOnce))
+	last := make(map[string]uint64, min(info.Pairs, atOnce))
 	for part := range parts {
 		clear(last)
 		err := scanPairs(f, shard, info, func(n uint64, key, _ []byte) error {

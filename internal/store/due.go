@@ -66,7 +66,7 @@ func (d *DueList) Next() (e DueEntry, ok bool, err error) {
 			return e, false, err
 		}
 		defer d.s.release(g)
-		return e, false, d.s.damage(g, d.pos, 0, "contents of a due page", nil)
+		return e, false, d.s.report(g, d.pos, 0, "contents of a due page", nil)
 	}
 	d.time += dt
 	e.TimeMS = d.time
@@ -86,7 +86,7 @@ func (d *DueList) load() error {
 		return err
 	}
 	if c == nil {
-		return d.s.damage(g, d.pos, d.end-d.pos, "due page", nil)
+		return d.s.report(g, d.pos, d.end-d.pos, "due page", nil)
 	}
 	defer c.Release()
 	d.mem = append(d.mem[:0], c.Bytes()[blockHeaderLen:]...)

@@ -131,14 +131,9 @@ func (s *Store) index(g *segment, run Run) (*buf.Chunk, error) {
 		}
 		c.Release()
 	}
-	damage := s.damage(g, int64(pos), 0, "index; it was rebuilt", &run)
+	s.report(g, int64(pos), 0, "index; it is rebuilt in memory", nil)
 	if c, err = s.rebuildIndex(g, run); err != nil {
 		return nil, err
-	}
-	if c.Len() <= blockHeaderLen {
-		c.Release()
-		damage.Reason = "index and the blocks before it"
-		return nil, damage
 	}
 	s.cache.put(key, c)
 	return c, nil

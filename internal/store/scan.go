@@ -6,6 +6,7 @@ import (
 	"io"
 
 	"github.com/sluicemq/sluice/internal/buf"
+	"github.com/sluicemq/sluice/internal/msg"
 	"github.com/sluicemq/sluice/internal/vfs"
 )
 
@@ -134,7 +135,8 @@ func salvageBlock(b []byte, h entriesHeader, run *Run, info *runInfo) {
 }
 
 // rebuildIndex finds the blocks of a run whose index is damaged, by walking them. A
-// damaged block is passed over if its length is still right.
+// damaged block gets an entry too, with the offset behind the block before it; behind
+// one whose length is wrong nothing is found.
 func (s *Store) rebuildIndex(g *segment, run Run) (*buf.Chunk, error) {
 	h, err := s.files.acquire(g)
 	if err != nil {
@@ -145,12 +147,18 @@ func (s *Store) rebuildIndex(g *segment, run Run) (*buf.Chunk, error) {
 	sc := newScanner(h.f, uint32(g.meta.ID), end)
 	defer sc.close()
 	x := make([]byte, blockHeaderLen)
+	add := func(first msg.Offset, pos int64) {
+		x = binary.LittleEndian.AppendUint64(x, first)
+		x = binary.LittleEndian.AppendUint32(x, uint32(pos))
+	}
+	next := run.First
 	for pos := int64(run.Pos); pos < end; {
 		b, err := sc.at(pos)
 		if err != nil {
 			return nil, err
 		}
 		if b == nil {
+			add(next, pos)
 			head, err := sc.fill(pos, blockHeaderLen)
 			if err != nil {
 				return nil, err
@@ -159,12 +167,17 @@ func (s *Store) rebuildIndex(g *segment, run Run) (*buf.Chunk, error) {
 			if n == 0 {
 				break
 			}
+			next++
 			pos += int64(n)
 			continue
 		}
-		if e, ok := parseEntriesHeader(b); ok && e.log == run.Log && e.lane == run.Lane {
-			x = binary.LittleEndian.AppendUint64(x, e.first)
-			x = binary.LittleEndian.AppendUint32(x, uint32(pos))
+		if eh, ok := parseEntriesHeader(b); ok && eh.log == run.Log && eh.lane == run.Lane {
+			add(eh.first, pos)
+			var it entryIter
+			var e entry
+			for it.open(b, eh); it.next(&e); {
+				next = e.off + 1
+			}
 		}
 		pos += int64(len(b))
 	}

@@ -141,15 +141,21 @@ func (s *Store) readAt(g *segment, pos int64, n int) (*buf.Chunk, error) {
 	return c, nil
 }
 
-// damage makes the error for a place in a segment, remembers it and tells the hook.
+// damage makes the error for entries of a segment that can't be read and tells the
+// hook. The segment is not compacted any more: that would lose them for good.
 func (s *Store) damage(g *segment, pos, n int64, reason string, run *Run) *DamageError {
+	g.acct.mu.Lock()
+	g.acct.damaged = true
+	g.acct.mu.Unlock()
+	return s.report(g, pos, n, reason, run)
+}
+
+// report is damage to something that a compaction would make anew.
+func (s *Store) report(g *segment, pos, n int64, reason string, run *Run) *DamageError {
 	e := &DamageError{Path: g.path, Seg: g.meta.ID, Shard: g.meta.Shard, Pos: pos, Len: n, Reason: reason}
 	if run != nil {
 		e.HasRange, e.Log, e.Lane, e.First, e.Last = true, run.Log, run.Lane, run.First, run.Last
 	}
-	g.acct.mu.Lock()
-	g.acct.damaged = true
-	g.acct.mu.Unlock()
 	if s.opts.Events.Damaged != nil {
 		s.opts.Events.Damaged(e)
 	}
