@@ -297,3 +297,6 @@ func (m *Machine) deliver(d *queue.Delivery) {
 
 // Ledger gives read access to the replicated state; on the loop only.
 func (m *Machine) Ledger() *queue.Ledger { return m.ledger }
+
+// Counts returns the figures of a log; on the loop only.
+func (m *Machine) Counts(log msg.LogID) queue.Counts { return m.dispatch.Counts(log) }

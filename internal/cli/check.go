@@ -1,0 +1,36 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"github.com/sluicemq/sluice/internal/engine"
+	"github.com/sluicemq/sluice/internal/vfs"
+)
+
+func newCheckCmd() *cobra.Command {
+	var data string
+	cmd := &cobra.Command{
+		Use: "check", Short: "Read a data directory offline and say what is in it and whether it is sound",
+		Long: `Read everything in the data directory of a broker that is not running, verify all
+checksums, and say what is there. Nothing is changed. Exit code 1: something is
+damaged.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			r, err := engine.Check(vfs.OS(), filepath.Clean(data))
+			if err != nil {
+				return err
+			}
+			fmt.Fprint(cmd.OutOrStdout(), r.Text())
+			if !r.Sound() {
+				return errors.New("the data directory is damaged")
+			}
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&data, "data", "sluice-data", "data directory")
+	return cmd
+}

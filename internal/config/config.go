@@ -1,0 +1,150 @@
+// Package config is the broker's configuration: one struct tree whose zero values are
+// defaults, read from a YAML file, then from the environment, then from flags; later
+// ones win. Validate is called once, at the edge; nothing inside checks again.
+package config
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"runtime"
+	"strconv"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// Config is all that can be set.
+type Config struct {
+	// Data is the data directory; default ./sluice-data.
+	Data string `yaml:"data"`
+	// LogLevel is debug, info, warn or error; default info.
+	LogLevel string  `yaml:"log_level"`
+	AMQP     AMQP    `yaml:"amqp"`
+	Storage  Storage `yaml:"storage"`
+	// DrainTimeout is how long a stop waits for connections to close; default 10 s.
+	DrainTimeout time.Duration `yaml:"drain_timeout"`
+}
+
+// AMQP configures the AMQP 0-9-1 listener.
+type AMQP struct {
+	// Listen is host:port; default 127.0.0.1:5672.
+	Listen string `yaml:"listen"`
+	// Product and Version are what clients are told; many choose their behavior by
+	// them. Defaults RabbitMQ and 3.13.7.
+	Product string `yaml:"product"`
+	Version string `yaml:"version"`
+	// Limits offered to clients; defaults 131072 bytes, 2047 channels, 60 s, 128 MiB.
+	FrameMax        uint32        `yaml:"frame_max"`
+	ChannelMax      uint16        `yaml:"channel_max"`
+	Heartbeat       time.Duration `yaml:"heartbeat"`
+	MaxMessageBytes uint64        `yaml:"max_message_bytes"`
+	MaxConnections  int           `yaml:"max_connections"`
+}
+
+// Storage sizes what is kept on disk and in memory.
+type Storage struct {
+	// Shards is the number of durable shards, fixed at first start; default one per
+	// core, 2 to 8.
+	Shards int `yaml:"shards"`
+	// WALFileBytes and WALFiles: the write-ahead log is files of so many bytes, of which
+	// so many may wait to be moved into segments; defaults 64 MiB and 8.
+	WALFileBytes int64 `yaml:"wal_file_bytes"`
+	WALFiles     int   `yaml:"wal_files"`
+	// TailCacheBytes of recent messages are kept in memory per shard; default 8 MiB.
+	TailCacheBytes int64 `yaml:"tail_cache_bytes"`
+	// VolatileBytes of messages in non-durable queues are kept in memory, beyond that
+	// they are spilled to disk; default 64 MiB.
+	VolatileBytes int64 `yaml:"volatile_bytes"`
+}
+
+// Read parses a YAML file; unknown keys are errors, so that a typing mistake is not
+// taken for a default.
+func Read(path string) (c Config, err error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return c, err
+	}
+	d := yaml.NewDecoder(bytes.NewReader(b))
+	d.KnownFields(true)
+	if err := d.Decode(&c); err != nil && !errors.Is(err, io.EOF) {
+		return c, fmt.Errorf("%s: %w", path, err)
+	}
+	return c, nil
+}
+
+// FromEnv overrides c by the variables that are set: SLUICE_DATA, SLUICE_LOG_LEVEL,
+// SLUICE_AMQP_LISTEN, SLUICE_SHARDS.
+func (c *Config) FromEnv(getenv func(string) string) error {
+	set := func(key string, to *string) {
+		if v := getenv(key); v != "" {
+			*to = v
+		}
+	}
+	set("SLUICE_DATA", &c.Data)
+	set("SLUICE_LOG_LEVEL", &c.LogLevel)
+	set("SLUICE_AMQP_LISTEN", &c.AMQP.Listen)
+	if v := getenv("SLUICE_SHARDS"); v != "" {
+		n, err := strconv.Atoi(v)
+		if err != nil {
+			return fmt.Errorf("SLUICE_SHARDS: %q is not a number", v)
+		}
+		c.Storage.Shards = n
+	}
+	return nil
+}
+
+// EnsureDefaults fills what is zero.
+func (c *Config) EnsureDefaults() {
+	def := func(s *string, v string) {
+		if *s == "" {
+			*s = v
+		}
+	}
+	def(&c.Data, "sluice-data")
+	def(&c.LogLevel, "info")
+	def(&c.AMQP.Listen, "127.0.0.1:5672")
+	if c.Storage.Shards == 0 {
+		c.Storage.Shards = min(max(runtime.GOMAXPROCS(0), 2), 8)
+	}
+	if c.DrainTimeout == 0 {
+		c.DrainTimeout = 10 * time.Second
+	}
+}
+
+// Validate says what is wrong with a configuration whose defaults are filled in.
+func (c *Config) Validate() error {
+	if _, err := c.Level(); err != nil {
+		return err
+	}
+	host, _, err := net.SplitHostPort(c.AMQP.Listen)
+	if err != nil {
+		return fmt.Errorf("amqp listen address %q: %w", c.AMQP.Listen, err)
+	}
+	if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
+		return fmt.Errorf("amqp listen address %q: this release only has the account guest, which is for loopback; listen on 127.0.0.1 or [::1]", c.AMQP.Listen)
+	}
+	if s := c.Storage.Shards; s < 1 || s > 16 {
+		return fmt.Errorf("storage shards %d: must be 1 to 16", s)
+	}
+	if b := c.Storage.WALFileBytes; b != 0 && (b < 1<<20 || b > 1<<30 || b%4096 != 0) {
+		return fmt.Errorf("storage wal_file_bytes %d: must be 1 MiB to 1 GiB and a multiple of 4096", b)
+	}
+	if f := c.AMQP.FrameMax; f != 0 && f < 4096 {
+		return fmt.Errorf("amqp frame_max %d: must be at least 4096", f)
+	}
+	return nil
+}
+
+// Level returns the level of the log.
+func (c *Config) Level() (slog.Level, error) {
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(c.LogLevel)); err != nil {
+		return l, fmt.Errorf("log level %q: want debug, info, warn or error", c.LogLevel)
+	}
+	return l, nil
+}

@@ -1,0 +1,77 @@
+package engine
+
+import (
+	"fmt"
+	"path/filepath"
+	"strings"
+
+	"github.com/sluicemq/sluice/internal/store"
+	"github.com/sluicemq/sluice/internal/vfs"
+	"github.com/sluicemq/sluice/internal/wal"
+)
+
+// CheckReport says what is in a data directory and what is wrong with it.
+type CheckReport struct {
+	Store *store.CheckReport
+	WAL   wal.Report
+}
+
+// Check reads a data directory that no broker has open and changes nothing.
+func Check(fsys vfs.FS, dir string) (*CheckReport, error) {
+	if _, err := fsys.Stat(filepath.Join(dir, "MANIFEST")); err != nil {
+		return nil, fmt.Errorf("%s is no data directory: %w", dir, err)
+	}
+	lock, err := fsys.Lock(dir)
+	if err != nil {
+		return nil, fmt.Errorf("data directory %s: %w", dir, err)
+	}
+	defer lock.Close()
+	st, err := store.Check(fsys, dir)
+	if err != nil {
+		return nil, err
+	}
+	w, err := wal.Verify(fsys, filepath.Join(dir, "wal"), verifyPayload)
+	if err != nil {
+		return nil, err
+	}
+	return &CheckReport{Store: st, WAL: w}, nil
+}
+
+// Sound says whether everything could be read.
+func (r *CheckReport) Sound() bool { return r.Store.Sound() && len(r.WAL.Damages) == 0 }
+
+// Text describes the report for people.
+func (r *CheckReport) Text() string {
+	var b strings.Builder
+	for _, f := range r.WAL.Files {
+		fmt.Fprintf(&b, "wal file %d: %d bytes in use, %d groups, %d records\n", f.Seq, f.Used, f.Groups, f.Records)
+	}
+	for _, s := range r.WAL.Shards {
+		fmt.Fprintf(&b, "wal shard %d: term %d, entries %d to %d\n", s.Shard, s.Term, s.FirstEntry, s.LastIndex)
+	}
+	if t := r.WAL.Torn; t != nil {
+		fmt.Fprintf(&b, "wal file %d: incomplete last write at byte %d (nothing in it was confirmed)\n", t.Seq, t.Off)
+	}
+	for _, s := range r.Store.Shards {
+		var bytes int64
+		var entries uint64
+		for _, g := range s.Segments {
+			bytes, entries = bytes+g.Bytes, entries+g.Entries
+		}
+		fmt.Fprintf(&b, "shard %d: %d segments, %d bytes, %d messages, checkpoint at entry %d with %d keys\n",
+			s.Shard, len(s.Segments), bytes, entries, s.Checkpoint.Index, s.Keys)
+	}
+	for _, o := range r.Store.Orphans {
+		fmt.Fprintf(&b, "leftover of a crash: %s\n", o)
+	}
+	for _, d := range r.WAL.Damages {
+		fmt.Fprintf(&b, "DAMAGE in wal file %d at byte %d: %s (shard %d, entries %d to %d)\n", d.Seq, d.Off, d.Reason, d.Shard, d.First, d.Last)
+	}
+	for _, d := range r.Store.Damages {
+		fmt.Fprintf(&b, "DAMAGE: %v\n", d)
+	}
+	if r.Sound() {
+		b.WriteString("sound\n")
+	}
+	return b.String()
+}

@@ -1,0 +1,77 @@
+// Package server is the composition root: it turns a configuration into a running
+// broker with its listeners, and stops it in order. It decides nothing else.
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+
+	"github.com/sluicemq/sluice/internal/broker"
+	"github.com/sluicemq/sluice/internal/config"
+	"github.com/sluicemq/sluice/internal/engine"
+	"github.com/sluicemq/sluice/internal/proto/amqp"
+)
+
+// Server is a running broker.
+type Server struct {
+	cfg     config.Config
+	broker  *broker.Broker
+	amqp    *amqp.Server
+	ln      net.Listener
+	control *control
+	failed  chan error
+}
+
+// Start opens the data directory and listens. cfg is complete and valid.
+func Start(cfg config.Config, log *slog.Logger) (*Server, error) {
+	b, err := broker.Open(broker.Config{
+		Dir: cfg.Data, Shards: cfg.Storage.Shards,
+		Node: engine.NodeConfig{
+			WALFileBytes: cfg.Storage.WALFileBytes, WALFiles: cfg.Storage.WALFiles,
+			TailCache: cfg.Storage.TailCacheBytes, VolatileMemory: cfg.Storage.VolatileBytes,
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{cfg: cfg, broker: b, failed: make(chan error, 2)}
+	ln, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", cfg.AMQP.Listen)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("amqp: %w", err), b.Close())
+	}
+	s.ln = ln
+	s.control, err = startControl(cfg.Data, b)
+	if err != nil {
+		return nil, errors.Join(err, ln.Close(), b.Close())
+	}
+	s.amqp = amqp.NewServer(amqp.FromBroker(b), amqp.Config{
+		FrameMax: cfg.AMQP.FrameMax, ChannelMax: cfg.AMQP.ChannelMax, Heartbeat: cfg.AMQP.Heartbeat,
+		MaxMessageBytes: cfg.AMQP.MaxMessageBytes, MaxConnections: cfg.AMQP.MaxConnections,
+		Product: cfg.AMQP.Product, Version: cfg.AMQP.Version, Log: log,
+	})
+	go func() {
+		if err := s.amqp.Serve(ln); !errors.Is(err, amqp.ErrServerClosed) {
+			s.failed <- fmt.Errorf("amqp: %w", err)
+		}
+	}()
+	return s, nil
+}
+
+// AMQPAddr returns the address that AMQP is served on.
+func (s *Server) AMQPAddr() net.Addr { return s.ln.Addr() }
+
+// Failed delivers an error when the server can't go on.
+func (s *Server) Failed() <-chan error { return s.failed }
+
+// Stop drains: no new connections, clients are told to go, what was confirmed is on
+// disk, deliveries are recorded exactly.
+func (s *Server) Stop() error {
+	ctx, cancel := context.WithTimeout(context.Background(), s.cfg.DrainTimeout)
+	defer cancel()
+	err := s.amqp.Shutdown(ctx)
+	s.control.close()
+	return errors.Join(err, s.broker.Close())
+}
