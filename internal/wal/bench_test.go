@@ -113,41 +113,48 @@ func BenchmarkGroupCommit(b *testing.B) {
 	report(b, l, taken)
 }
 
-// BenchmarkSaturated is 8 submitters with 16 batches of 64 KiB outstanding each,
-// as shards under load have them.
+// flood appends n entries of one shard with a window of outstanding appends, each
+// with its own completion made beforehand.
+func flood(b *testing.B, l *Log, shard uint32, payload []byte, window, n int) {
+	free := make(chan *Append, window)
+	for range window {
+		a := &Append{Records: []Record{entry(shard, 0, payload)}}
+		a.Done = func(err error, _ []Position) {
+			if err != nil {
+				b.Error(err)
+			}
+			free <- a
+		}
+		free <- a
+	}
+	for i := range n {
+		a := <-free
+		a.Records[0].Index = uint64(i + 1)
+		l.Submit(*a)
+	}
+	for range window {
+		<-free
+	}
+}
+
+// BenchmarkSaturated keeps many appends outstanding: batches of 64 KiB as shards
+// under load have them, and single records of 1 KiB.
 func BenchmarkSaturated(b *testing.B) {
-	l := benchLog(b)
-	const n, window = 8, 16
-	chunk := make([]byte, 64<<10)
-	b.ReportAllocs()
-	b.ResetTimer()
-	var wg sync.WaitGroup
-	for id := range uint32(n) {
-		wg.Go(func() {
-			free := make(chan []Record, window)
-			for range window {
-				free <- []Record{entry(id, 0, chunk)}
+	for _, c := range []struct{ submitters, window, size int }{{8, 16, 64 << 10}, {64, 256, 1 << 10}} {
+		b.Run(fmt.Sprintf("%dx%dx%dKiB", c.submitters, c.window, c.size>>10), func(b *testing.B) {
+			l := benchLog(b)
+			payload := make([]byte, c.size)
+			b.ReportAllocs()
+			b.ResetTimer()
+			var wg sync.WaitGroup
+			for id := range uint32(c.submitters) {
+				wg.Go(func() { flood(b, l, id, payload, c.window, b.N/c.submitters+1) })
 			}
-			index := uint64(0)
-			for range b.N/n + 1 {
-				r := <-free
-				index++
-				r[0].Index = index
-				l.Submit(Append{Records: r, Done: func(err error, _ []Position) {
-					if err != nil {
-						b.Error(err)
-					}
-					free <- r
-				}})
-			}
-			for range window {
-				<-free
-			}
+			wg.Wait()
+			b.StopTimer()
+			report(b, l, nil)
 		})
 	}
-	wg.Wait()
-	b.StopTimer()
-	report(b, l, nil)
 }
 
 // BenchmarkRecover opens a log of 16 MiB in batches of 4 KiB.

@@ -31,7 +31,9 @@ type RecoveredShard struct {
 	ShardState
 	// FirstEntry and LastIndex are the indexes of the first and last entry in the
 	// log; both 0 if there is none. FirstEntry may be above FirstIndex if the
-	// files before were released. LastTerm is the term of LastIndex.
+	// files before were released. LastTerm is the term of LastIndex. A LastIndex
+	// below what a manifest says was durable is damage too (the last files are
+	// gone), which only the caller can see.
 	FirstEntry, LastIndex, LastTerm uint64
 	// Started is the index of the last log start (installed snapshot) in the log,
 	// 0 if none. The entries listed came after it.
