@@ -1,0 +1,719 @@
+package amqp
+
+import (
+	"fmt"
+	"slices"
+	"sync"
+
+	"github.com/sluicemq/sluice/internal/berr"
+	"github.com/sluicemq/sluice/internal/broker"
+	"github.com/sluicemq/sluice/internal/msg"
+	"github.com/sluicemq/sluice/internal/queue"
+	"github.com/sluicemq/sluice/internal/route"
+)
+
+// fakeBroker is a broker in memory: the real routing table, ledger and dispatch, one
+// lock, and a slice of records per queue. What it is told it does at once, so a
+// completion may come before Flush returns.
+type fakeBroker struct {
+	mu       sync.Mutex
+	table    *route.Table
+	ledger   *queue.Ledger
+	dispatch *queue.Dispatch
+	logs     map[uint64]*fakeLog
+	nextID   uint64
+	sessions map[*fakeSession]bool
+	// withhold keeps completions back until complete is called.
+	withhold bool
+	kept     []func()
+	fail     error // what all completions fail with
+	refuse   error // what Publish fails with
+}
+
+type fakeLog struct {
+	q       *route.Queue
+	records [][]byte
+	users   int // consumers
+	had     bool
+}
+
+func newFakeBroker() *fakeBroker {
+	b := &fakeBroker{logs: map[uint64]*fakeLog{}, sessions: map[*fakeSession]bool{}, ledger: queue.NewLedger()}
+	b.dispatch = queue.NewDispatch(b.ledger, b)
+	e := route.New().Edit()
+	e.PutVHost("/")
+	b.table = e.Done()
+	return b
+}
+
+// Locate implements queue.Locator.
+func (b *fakeBroker) Locate(log msg.LogID, _ uint8, off msg.Offset, limit uint64) (queue.Source, uint64, uint64) {
+	l := b.logs[log]
+	n := min(limit, uint64(len(l.records))-off)
+	size := uint64(0)
+	for _, r := range l.records[off : off+n] {
+		size += uint64(len(r))
+	}
+	return queue.Source{}, n, size
+}
+
+func (b *fakeBroker) Authenticate(user, password string, loopback bool) error {
+	if user == "guest" && password == "guest" && loopback {
+		return nil
+	}
+	return berr.New(berr.AccessRefused, "wrong password of user '%s'", user)
+}
+
+func (b *fakeBroker) Open(id broker.Identity, sink Sink) (Session, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.table.VHost(id.VHost) == nil {
+		return nil, berr.New(berr.NotFound, "vhost %s not found", id.VHost)
+	}
+	s := &fakeSession{b: b, id: id, sink: sink, consumers: map[*fakeConsumer]bool{}, gets: map[fakeGet]*fakeConsumer{}}
+	b.sessions[s] = true
+	return s, nil
+}
+
+// run delivers what can be delivered.
+func (b *fakeBroker) run() {
+	for more := true; more; {
+		more = b.dispatch.Run(1000, func(d *queue.Delivery) {
+			c := d.Consumer.User.(*fakeConsumer)
+			c.note(d)
+			c.s.sink.Deliver(d)
+		})
+		if b.reserve() {
+			more = true
+		}
+	}
+}
+
+func (b *fakeBroker) reserve() (any bool) {
+	type want struct {
+		log  msg.LogID
+		lane uint8
+		upto msg.Offset
+	}
+	var wants []want
+	b.dispatch.WantReserve(func(log msg.LogID, lane uint8, upto msg.Offset) {
+		wants = append(wants, want{log, lane, upto})
+	})
+	for _, w := range wants {
+		b.ledger.Reserve(w.log, w.lane, w.upto)
+		b.dispatch.Reserved(w.log, w.lane)
+	}
+	return len(wants) > 0
+}
+
+func (b *fakeBroker) queue(vhost, name string) (*fakeLog, error) {
+	q := b.table.VHost(vhost).Queue(name)
+	if q == nil {
+		return nil, berr.New(berr.NotFound, "no queue '%s' in vhost '%s'", name, vhost)
+	}
+	return b.logs[q.ID], nil
+}
+
+// ready returns how many messages of a queue can be delivered.
+func (b *fakeBroker) counts(name string) queue.Counts {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	l, err := b.queue("/", name)
+	if err != nil {
+		return queue.Counts{}
+	}
+	return b.dispatch.Counts(l.q.ID)
+}
+
+// complete lets go what withhold kept, the last first if backwards.
+func (b *fakeBroker) complete(backwards bool) {
+	b.mu.Lock()
+	kept := b.kept
+	b.kept, b.withhold = nil, false
+	b.mu.Unlock()
+	if backwards {
+		slices.Reverse(kept)
+	}
+	for _, fn := range kept {
+		fn()
+	}
+}
+
+// block tells all sessions that no messages are taken.
+func (b *fakeBroker) block(blocked bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for s := range b.sessions {
+		if blocked {
+			s.sink.Blocked("low on disk")
+		} else {
+			s.sink.Unblocked()
+		}
+	}
+}
+
+func (b *fakeBroker) deleteQueue(l *fakeLog) {
+	e := b.table.Edit()
+	var dead []*route.Binding
+	for x := range b.table.VHost(l.q.VHost).Exchanges() {
+		for bind := range x.Bindings() {
+			if bind.Kind == route.ToQueue && bind.Destination == l.q.Name {
+				dead = append(dead, bind)
+			}
+		}
+	}
+	for _, bind := range dead {
+		e.Unbind(bind)
+	}
+	e.DeleteQueue(l.q.VHost, l.q.Name)
+	b.table = e.Done()
+	b.ledger.Delete(l.q.ID)
+	for _, qc := range b.dispatch.Drop(l.q.ID) {
+		c := qc.User.(*fakeConsumer)
+		delete(c.s.consumers, c)
+		c.s.sink.Canceled(c)
+	}
+	delete(b.logs, l.q.ID)
+}
+
+type fakeGet struct {
+	user  any
+	log   uint64
+	noAck bool
+}
+
+type fakeSession struct {
+	b         *fakeBroker
+	id        broker.Identity
+	sink      Sink
+	consumers map[*fakeConsumer]bool
+	gets      map[fakeGet]*fakeConsumer
+	settles   []fakeSettle
+	closed    bool
+}
+
+type fakeSettle struct {
+	c      *fakeConsumer
+	lane   uint8
+	how    broker.Settlement
+	ranges []msg.Range
+}
+
+type fakeConsumer struct {
+	queue.Consumer
+	s        *fakeSession
+	l        *fakeLog
+	user     any
+	inFlight queue.Set
+	attached bool
+}
+
+func (c *fakeConsumer) User() any           { return c.user }
+func (c *fakeConsumer) Queue() *route.Queue { return c.l.q }
+
+func (c *fakeConsumer) note(d *queue.Delivery) {
+	if !c.NoAck {
+		c.inFlight.AddRange(d.First, d.First+uint64(d.Count))
+	}
+}
+
+func (s *fakeSession) Close() {
+	s.b.mu.Lock()
+	defer s.b.mu.Unlock()
+	if s.closed {
+		return
+	}
+	s.closed = true
+	for c := range s.consumers {
+		s.releaseLocked(c)
+	}
+	for _, c := range s.gets {
+		s.releaseLocked(c)
+	}
+	for _, l := range s.b.logs {
+		if l.q.Exclusive && l.q.Owner == s.id.ID {
+			s.b.deleteQueue(l)
+		}
+	}
+	delete(s.b.sessions, s)
+	s.b.run()
+}
+
+func (s *fakeSession) lookup(name string) (*fakeLog, error) {
+	l, err := s.b.queue(s.id.VHost, name)
+	if err == nil && l.q.Exclusive && l.q.Owner != s.id.ID {
+		return nil, berr.New(berr.ResourceLocked, textLockedFake, name, s.id.VHost)
+	}
+	return l, err
+}
+
+const textLockedFake = "cannot obtain exclusive access to locked queue '%s' in vhost '%s'. It could be originally declared on another connection or the exclusive property value does not match that of the original declaration."
+
+func (s *fakeSession) DeclareExchange(spec broker.ExchangeSpec) (*route.Exchange, error) {
+	s.b.mu.Lock()
+	defer s.b.mu.Unlock()
+	if x := s.b.table.VHost(s.id.VHost).Exchange(spec.Name); x != nil {
+		return x, nil
+	}
+	e := s.b.table.Edit()
+	e.PutExchange(route.Exchange{
+		Name: spec.Name, VHost: s.id.VHost, Type: spec.Type, Alternate: spec.Alternate, Args: spec.Args,
+		Durable: spec.Durable, AutoDelete: spec.AutoDelete, Internal: spec.Internal,
+	})
+	s.b.table = e.Done()
+	return nil, nil
+}
+
+func (s *fakeSession) LookupExchange(name string) *route.Exchange {
+	s.b.mu.Lock()
+	defer s.b.mu.Unlock()
+	return s.b.table.VHost(s.id.VHost).Exchange(name)
+}
+
+func (s *fakeSession) DeleteExchange(name string, ifUnused bool) error {
+	s.b.mu.Lock()
+	defer s.b.mu.Unlock()
+	x := s.b.table.VHost(s.id.VHost).Exchange(name)
+	if x == nil {
+		return nil
+	}
+	if ifUnused && x.BindingCount() > 0 {
+		return berr.New(berr.PreconditionFailed, "exchange '%s' in vhost '%s' in use", name, s.id.VHost)
+	}
+	e := s.b.table.Edit()
+	e.DeleteExchange(s.id.VHost, name)
+	s.b.table = e.Done()
+	return nil
+}
+
+func (s *fakeSession) binding(b broker.BindingSpec) (*route.Binding, error) {
+	vh := s.b.table.VHost(s.id.VHost)
+	if vh.Exchange(b.Source) == nil {
+		return nil, berr.New(berr.NotFound, "no exchange '%s' in vhost '%s'", b.Source, s.id.VHost)
+	}
+	if b.Kind == route.ToQueue {
+		if _, err := s.lookup(b.Destination); err != nil {
+			return nil, err
+		}
+	} else if vh.Exchange(b.Destination) == nil {
+		return nil, berr.New(berr.NotFound, "no exchange '%s' in vhost '%s'", b.Destination, s.id.VHost)
+	}
+	return &route.Binding{
+		VHost: s.id.VHost, Source: b.Source, Destination: b.Destination, Key: b.Key,
+		Args: string(b.Args), Headers: b.Headers, Kind: b.Kind,
+	}, nil
+}
+
+func (s *fakeSession) Bind(b broker.BindingSpec) error {
+	s.b.mu.Lock()
+	defer s.b.mu.Unlock()
+	bind, err := s.binding(b)
+	if err == nil {
+		e := s.b.table.Edit()
+		e.Bind(bind)
+		s.b.table = e.Done()
+	}
+	return err
+}
+
+func (s *fakeSession) Unbind(b broker.BindingSpec) error {
+	s.b.mu.Lock()
+	defer s.b.mu.Unlock()
+	bind, err := s.binding(b)
+	if err == nil {
+		e := s.b.table.Edit()
+		e.Unbind(bind)
+		s.b.table = e.Done()
+	}
+	return err
+}
+
+func (s *fakeSession) status(l *fakeLog) broker.QueueStatus {
+	n := s.b.dispatch.Counts(l.q.ID)
+	return broker.QueueStatus{Name: l.q.Name, Messages: n.Ready, Consumers: uint32(n.Consumers), Existing: l.q}
+}
+
+func (s *fakeSession) DeclareQueue(spec broker.QueueSpec) (broker.QueueStatus, error) {
+	s.b.mu.Lock()
+	defer s.b.mu.Unlock()
+	s.b.nextID++
+	if spec.Name == "" {
+		spec.Name = fmt.Sprintf("amq.gen-%d", s.b.nextID)
+	}
+	if l, err := s.lookup(spec.Name); err == nil {
+		return s.status(l), nil
+	} else if berr.ReasonOf(err) != berr.NotFound {
+		return broker.QueueStatus{}, err
+	}
+	q := &route.Queue{
+		Name: spec.Name, VHost: s.id.VHost, ID: s.b.nextID, Args: spec.Args, Type: spec.Type,
+		Shard: uint16(s.b.nextID % 3), Durable: spec.Durable, Exclusive: spec.Exclusive, AutoDelete: spec.AutoDelete,
+	}
+	if q.Exclusive {
+		q.Owner = s.id.ID
+	}
+	e := s.b.table.Edit()
+	e.PutQueue(q)
+	s.b.table = e.Done()
+	s.b.logs[q.ID] = &fakeLog{q: q}
+	s.b.ledger.Ensure(q.ID, queue.AppendProfile(nil, queue.Profile{CountDeliveries: q.Type == route.Quorum}))
+	return broker.QueueStatus{Name: q.Name}, nil
+}
+
+func (s *fakeSession) QueueStatus(name string) (broker.QueueStatus, error) {
+	s.b.mu.Lock()
+	defer s.b.mu.Unlock()
+	l, err := s.lookup(name)
+	if err != nil {
+		return broker.QueueStatus{}, err
+	}
+	return s.status(l), nil
+}
+
+func (s *fakeSession) DeleteQueue(name string, ifUnused, ifEmpty bool) (uint64, error) {
+	s.b.mu.Lock()
+	defer s.b.mu.Unlock()
+	l, err := s.lookup(name)
+	if berr.ReasonOf(err) == berr.NotFound && err != nil {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	n := s.b.dispatch.Counts(l.q.ID)
+	switch {
+	case ifUnused && n.Consumers > 0:
+		return 0, berr.New(berr.PreconditionFailed, "queue '%s' in vhost '%s' in use", name, s.id.VHost)
+	case ifEmpty && n.Ready > 0:
+		return 0, berr.New(berr.PreconditionFailed, "queue '%s' in vhost '%s' not empty", name, s.id.VHost)
+	}
+	s.b.deleteQueue(l)
+	return n.Ready, nil
+}
+
+func (s *fakeSession) PurgeQueue(name string) (n uint64, err error) {
+	s.b.mu.Lock()
+	defer s.b.mu.Unlock()
+	l, err := s.lookup(name)
+	if err != nil {
+		return 0, err
+	}
+	for _, h := range s.b.dispatch.HoldAll(l.q.ID) {
+		for _, r := range h.Ranges {
+			newly := s.b.ledger.Settle(l.q.ID, h.Lane, r, msg.Purged)
+			s.b.dispatch.Settled(l.q.ID, h.Lane, newly)
+			n += newly
+		}
+	}
+	return n, nil
+}
+
+func (s *fakeSession) Publisher() Publisher { return &fakePublisher{s: s, token: 1} }
+
+func (s *fakeSession) Consume(spec broker.ConsumeSpec, ready func(Consumer)) (Consumer, error) {
+	s.b.mu.Lock()
+	defer s.b.mu.Unlock()
+	l, err := s.lookup(spec.Queue)
+	if err != nil {
+		return nil, err
+	}
+	c := s.newConsumer(l, spec.User)
+	c.Prefetch, c.NoAck, c.Exclusive = spec.Prefetch, spec.NoAck, spec.Exclusive
+	c.Bytes = spec.Bytes
+	if spec.Messages != nil {
+		c.Messages = spec.Messages
+	}
+	n := s.b.dispatch.Counts(l.q.ID).Consumers
+	if spec.Exclusive && n > 0 || l.users < 0 {
+		return nil, berr.New(berr.AccessRefused, "queue '%s' in vhost '%s' in exclusive use", spec.Queue, s.id.VHost)
+	}
+	ready(c)
+	if err := s.b.dispatch.Attach(&c.Consumer); err != nil {
+		return nil, berr.New(berr.Internal, "%v", err)
+	}
+	if spec.Exclusive {
+		l.users = -1
+	}
+	c.attached = true
+	s.consumers[c] = true
+	s.b.run()
+	return c, nil
+}
+
+func (s *fakeSession) newConsumer(l *fakeLog, user any) *fakeConsumer {
+	c := &fakeConsumer{s: s, l: l, user: user}
+	c.Consumer.Log = l.q.ID
+	c.Consumer.User = c
+	return c
+}
+
+func (s *fakeSession) Cancel(bc Consumer) {
+	s.b.mu.Lock()
+	defer s.b.mu.Unlock()
+	s.detach(bc.(*fakeConsumer))
+}
+
+func (s *fakeSession) detach(c *fakeConsumer) {
+	if c.attached {
+		c.attached = false
+		s.b.dispatch.Detach(&c.Consumer)
+		if c.Exclusive {
+			c.l.users = 0
+		}
+	}
+}
+
+func (s *fakeSession) Release(bc Consumer) {
+	s.b.mu.Lock()
+	defer s.b.mu.Unlock()
+	s.releaseLocked(bc.(*fakeConsumer))
+	s.b.run()
+}
+
+func (s *fakeSession) releaseLocked(c *fakeConsumer) {
+	s.detach(c)
+	delete(s.consumers, c)
+	for _, r := range c.inFlight.AppendRanges(nil, 0, ^uint64(0)) {
+		s.b.settle(fakeSettle{c, 0, broker.Requeue, []msg.Range{r}})
+	}
+}
+
+func (s *fakeSession) Kick(bc Consumer) {
+	s.b.mu.Lock()
+	defer s.b.mu.Unlock()
+	s.b.dispatch.Kick(&bc.(*fakeConsumer).Consumer)
+	s.b.run()
+}
+
+func (s *fakeSession) Get(name string, noAck bool, token uint64, user any) error {
+	s.b.mu.Lock()
+	defer s.b.mu.Unlock()
+	l, err := s.lookup(name)
+	if err != nil {
+		return err
+	}
+	key := fakeGet{user, l.q.ID, noAck}
+	c := s.gets[key]
+	if c == nil {
+		c = s.newConsumer(l, user)
+		c.NoAck = noAck
+		s.gets[key] = c
+	}
+	for {
+		d, status := s.b.dispatch.Get(l.q.ID, &c.Consumer)
+		switch status {
+		case queue.GetEmpty:
+			s.sink.Got(token, nil, 0)
+		case queue.GetFound:
+			c.note(&d)
+			s.sink.Got(token, &d, s.b.dispatch.Counts(l.q.ID).Ready)
+		case queue.GetWait:
+			s.b.reserve()
+			continue
+		}
+		return nil
+	}
+}
+
+func (s *fakeSession) Settle(c Consumer, lane uint8, how broker.Settlement, ranges []msg.Range) {
+	for i, r := range ranges {
+		if r.Count == 0 || i > 0 && ranges[i-1].First+ranges[i-1].Count > r.First {
+			panic(fmt.Sprintf("ranges out of order: %v", ranges))
+		}
+	}
+	s.settles = append(s.settles, fakeSettle{c.(*fakeConsumer), lane, how, slices.Clone(ranges)})
+}
+
+func (s *fakeSession) FlushSettles() {
+	s.b.mu.Lock()
+	defer s.b.mu.Unlock()
+	for _, x := range s.settles {
+		s.b.settle(x)
+	}
+	s.settles = s.settles[:0]
+	s.b.run()
+}
+
+func (s *fakeSession) FlushSettlesWait(token uint64) uint32 {
+	s.FlushSettles()
+	s.sink.Completed(token, 5, nil)
+	return 1 << 5
+}
+
+// settle does one settlement and checks that its messages were in flight.
+func (b *fakeBroker) settle(x fakeSettle) {
+	id := x.c.l.q.ID
+	if b.logs[id] == nil {
+		return
+	}
+	for _, r := range x.ranges {
+		if n := x.c.inFlight.RemoveRange(r.First, r.First+r.Count); n != r.Count {
+			panic(fmt.Sprintf("settled %v, of which %d are in flight", r, n))
+		}
+		if x.how == broker.Requeue {
+			b.ledger.Return(id, x.lane, r, true)
+			continue
+		}
+		b.dispatch.Acked(&x.c.Consumer, id, x.lane, r.Count)
+		why := msg.Acked
+		if x.how == broker.Reject {
+			why = msg.Rejected
+		}
+		b.dispatch.Settled(id, x.lane, b.ledger.Settle(id, x.lane, r, why))
+	}
+	if x.how == broker.Requeue {
+		b.dispatch.Return(&x.c.Consumer, id, x.lane, x.ranges)
+	}
+	pool, ok := x.c.Messages.(*broker.Pool)
+	if ok && pool != nil && pool.Hungry() {
+		for c := range x.c.s.consumers {
+			b.dispatch.Kick(&c.Consumer)
+		}
+	}
+}
+
+func (s *fakeSession) Reader() RecordReader { return &fakeReader{s: s} }
+
+type fakeReader struct {
+	s    *fakeSession
+	done []fakeSettle
+}
+
+func (r *fakeReader) Each(d *queue.Delivery, fn func(off msg.Offset, rec *msg.Record) error) error {
+	r.s.b.mu.Lock()
+	l := r.s.b.logs[d.Log]
+	var records [][]byte
+	if l != nil {
+		records = l.records[d.First : d.First+uint64(d.Count)]
+	}
+	r.s.b.mu.Unlock()
+	for i, b := range records {
+		if b == nil {
+			continue
+		}
+		rec, _, err := msg.ParseRecord(b)
+		if err != nil {
+			return err
+		}
+		if err := fn(d.First+uint64(i), &rec); err != nil {
+			return err
+		}
+	}
+	if c := d.Consumer.User.(*fakeConsumer); c.NoAck {
+		r.done = append(r.done, fakeSettle{c, d.Lane, broker.Ack, []msg.Range{{First: d.First, Count: uint64(d.Count)}}})
+	}
+	return nil
+}
+
+func (r *fakeReader) Flush() {
+	r.s.b.mu.Lock()
+	defer r.s.b.mu.Unlock()
+	for _, x := range r.done {
+		for _, rg := range x.ranges {
+			newly := r.s.b.ledger.Settle(x.c.Log, x.lane, rg, msg.Acked)
+			r.s.b.dispatch.Settled(x.c.Log, x.lane, newly)
+		}
+	}
+	r.done = r.done[:0]
+}
+
+type fakePublisher struct {
+	s       *fakeSession
+	token   uint64
+	slots   uint32
+	cache   route.Scratch
+	targets []*route.Queue
+	pending []fakeAppend
+}
+
+type fakeAppend struct {
+	log    uint64
+	record []byte
+}
+
+func (p *fakePublisher) Publish(exchange, key []byte, h route.HeaderLookup, e *msg.Envelope, body ...[]byte) (broker.Published, error) {
+	p.s.b.mu.Lock()
+	defer p.s.b.mu.Unlock()
+	vh := p.s.b.table.VHost(p.s.id.VHost)
+	x := vh.ExchangeBytes(exchange)
+	switch {
+	case p.s.b.refuse != nil:
+		return broker.Published{}, p.s.b.refuse
+	case x == nil:
+		return broker.Published{}, berr.New(berr.NotFound, "no exchange '%s' in vhost '%s'", exchange, p.s.id.VHost)
+	case x.Internal:
+		return broker.Published{}, berr.New(berr.AccessRefused, "cannot publish to internal exchange '%s' in vhost '%s'", exchange, p.s.id.VHost)
+	}
+	p.targets = vh.Route(&p.cache, x, key, h, p.targets[:0])
+	return p.append(e, body), nil
+}
+
+func (p *fakePublisher) append(e *msg.Envelope, body [][]byte) (out broker.Published) {
+	if len(p.targets) == 0 {
+		return out
+	}
+	record := msg.AppendRecord(nil, e, body...)
+	for _, q := range p.targets {
+		out.Routed = true
+		out.Slots |= 1 << q.Shard
+		p.pending = append(p.pending, fakeAppend{q.ID, record})
+	}
+	p.slots |= out.Slots
+	return out
+}
+
+func (p *fakePublisher) PublishTo(exchange []byte, keys [][]byte, h route.HeaderLookup, e *msg.Envelope, body ...[]byte) (broker.Published, error) {
+	p.s.b.mu.Lock()
+	defer p.s.b.mu.Unlock()
+	vh := p.s.b.table.VHost(p.s.id.VHost)
+	x := vh.ExchangeBytes(exchange)
+	if x == nil {
+		return broker.Published{}, berr.New(berr.NotFound, "no exchange '%s' in vhost '%s'", exchange, p.s.id.VHost)
+	}
+	var all []*route.Queue
+	for _, key := range keys {
+		for _, q := range vh.Route(&p.cache, x, key, h, nil) {
+			if !slices.Contains(all, q) {
+				all = append(all, q)
+			}
+		}
+	}
+	p.targets = all
+	return p.append(e, body), nil
+}
+
+func (p *fakePublisher) Token() uint64 { return p.token }
+
+func (p *fakePublisher) Flush() (uint64, uint32) {
+	b := p.s.b
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	token, slots, sink := p.token, p.slots, p.s.sink
+	p.token++
+	p.slots = 0
+	for _, a := range p.pending {
+		l := b.logs[a.log]
+		if l == nil {
+			continue
+		}
+		l.records = append(l.records, a.record)
+		out := b.ledger.Append(a.log, 0, 1, nil)
+		b.dispatch.Appended(a.log, 0, out.First, 1)
+	}
+	clear(p.pending)
+	p.pending = p.pending[:0]
+	for slot := range uint8(32) {
+		if slots&(1<<slot) == 0 {
+			continue
+		}
+		err := b.fail
+		fn := func() { sink.Completed(token, slot, err) }
+		if b.withhold {
+			b.kept = append(b.kept, fn)
+		} else {
+			fn()
+		}
+	}
+	b.run()
+	return token, slots
+}
