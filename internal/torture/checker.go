@@ -29,6 +29,7 @@ type Counts struct {
 	Redelivered   int // deliveries of messages received before
 	Requeued      int // nacks and rejects with requeue
 	AcksLost      int // acked messages that came back after a kill, legitimately: not fenced, or within Grace
+	Vanished      int // received and gone before their ack and their confirm, legitimately
 	FreshFlagged  int // messages flagged though never received before
 	FreshFlagMost int // the most of them in one queue between two kills
 
@@ -40,7 +41,7 @@ type Counts struct {
 	OutOfOrder    int // first deliveries behind a later one of their publisher
 	Damaged       int // wrong checksum, wrong queue, or never published
 	LeftInQueues  int // there after everything was settled and the broker restarted
-	Unsettled     int // received and never acked at the end: the drain stopped short
+	Unsettled     int // confirmed, received and never acked: gone, or the drain stopped short
 	CutOff        int // connections that broke without a kill
 	RestartFailed int // the broker didn't come back, or ended by itself
 }
@@ -64,7 +65,7 @@ type Checker struct {
 	fresh      map[uint16]int     // fresh flagged messages by queue
 	freshSince map[uint16]int     // the same since the last kill
 	missing    int                // confirmed and not received
-	unacked    int                // received and not acked
+	unacked    int                // confirmed, received and not acked
 	kills      []time.Time
 	violations []string
 }
@@ -114,8 +115,11 @@ func (c *Checker) Confirmed(id ID) {
 	if m := c.message(id); m != nil && !m.confirmed {
 		m.confirmed = true
 		c.counts.Confirmed++
-		if !m.delivered {
+		switch {
+		case !m.delivered:
 			c.missing++
+		case !m.acked:
+			c.unacked++
 		}
 	}
 }
@@ -147,9 +151,9 @@ func (c *Checker) Delivered(d Delivery) {
 	}
 	m.delivered = true
 	c.counts.Distinct++
-	c.unacked++
 	if m.confirmed {
 		c.missing--
+		c.unacked++
 	}
 	if d.Redelivered {
 		c.freshFlagged(d)
@@ -174,7 +178,9 @@ func (c *Checker) again(m *state, d Delivery) {
 		return
 	}
 	m.acked = false // it has to be settled anew
-	c.unacked++
+	if m.confirmed {
+		c.unacked++
+	}
 	kill, killed := c.firstKillAfter(m)
 	switch {
 	case !killed:
@@ -217,7 +223,9 @@ func (c *Checker) Acked(id ID) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if m := c.message(id); m != nil && m.delivered && !m.acked {
-		c.unacked--
+		if m.confirmed {
+			c.unacked--
+		}
 		m.acked, m.ackKills, m.fencedAt = true, int32(len(c.kills)), time.Time{}
 	}
 }
@@ -283,7 +291,7 @@ func (c *Checker) RestartFailed(err error) {
 }
 
 // Open returns how many confirmed messages were not received yet, and how many
-// received ones are not acked.
+// of those received are not acked.
 func (c *Checker) Open() (missing, unacked int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -309,6 +317,8 @@ func (c *Checker) Finish() (Counts, []string) {
 			switch {
 			case m.confirmed && !m.delivered:
 				c.violate("%v confirmed and never received", id)
+			case m.delivered && !m.acked && !m.confirmed:
+				c.counts.Vanished++
 			case m.delivered && !m.acked:
 				c.violate("%v received and not acked at the end", id)
 			}

@@ -75,6 +75,15 @@ func TestPlantedViolations(t *testing.T) {
 		"received and not settled": {func(s *script) {
 			s.get(s.publish(1)[0], false)
 		}, Counts{Unsettled: 1}, "not acked at the end"},
+		"received, not confirmed, gone": {func(s *script) {
+			s.get(s.Attempt(1, 2), false)
+			s.kill(0)
+		}, Counts{}, ""},
+		"confirmed after it was received": {func(s *script) {
+			id := s.Attempt(1, 2)
+			s.get(id, false)
+			s.Confirmed(id)
+		}, Counts{Unsettled: 1}, "not acked at the end"},
 		"redelivered with the flag": {func(s *script) {
 			id := s.publish(1)[0]
 			s.get(id, false)
@@ -218,7 +227,6 @@ func TestPlantedViolations(t *testing.T) {
 func TestStatistics(t *testing.T) {
 	s := newScript()
 	ids := s.publish(5)
-	s.Attempt(1, 2)
 	s.consume(ids[0])
 	s.get(ids[1], false)
 	s.Requeued(ids[1])
@@ -227,13 +235,14 @@ func TestStatistics(t *testing.T) {
 	s.get(ids[1], true)
 	s.get(ids[2], true)
 	s.get(ids[3], false)
+	s.get(s.Attempt(1, 2), false)
 	if missing, unacked := s.Open(); missing != 1 || unacked != 4 {
 		t.Errorf("%d missing, %d unacked; want 1 and 4", missing, unacked)
 	}
 	got, _ := s.Finish()
 	want := Counts{
-		Attempted: 6, Confirmed: 5, Delivered: 6, Distinct: 4, Redelivered: 2, Requeued: 1,
-		AcksLost: 1, FreshFlagged: 1, FreshFlagMost: 1, Lost: 1, Unsettled: 4,
+		Attempted: 6, Confirmed: 5, Delivered: 7, Distinct: 5, Redelivered: 2, Requeued: 1,
+		AcksLost: 1, Vanished: 1, FreshFlagged: 1, FreshFlagMost: 1, Lost: 1, Unsettled: 4,
 	}
 	if got != want {
 		t.Errorf("got  %+v\nwant %+v", got, want)
@@ -271,7 +280,7 @@ func TestOpenMatchesTheStates(t *testing.T) {
 				if m.confirmed && !m.delivered {
 					missing++
 				}
-				if m.delivered && !m.acked {
+				if m.confirmed && m.delivered && !m.acked {
 					unacked++
 				}
 			}
