@@ -52,6 +52,41 @@ func checkMap(doc string, pkgs []string) (complaints []string) {
 	return complaints
 }
 
+// placeInCode is how the path of a message names a step: file and function.
+var placeInCode = regexp.MustCompile("`([a-z0-9/_]+\\.go)` `(\\w+)`")
+
+// TestPath checks that the functions named along the path of a message exist.
+func TestPath(t *testing.T) {
+	files, err := textFiles()
+	if err != nil {
+		t.Fatal(err)
+	}
+	complaints, n := checkPlaces(text(t, "docs/ARCHITECTURE.md"), files)
+	report(t, complaints)
+	if n < 10 {
+		t.Errorf("only %d places are named in docs/ARCHITECTURE.md: has their form changed?", n)
+	}
+}
+
+func checkPlaces(doc string, files map[string][]byte) (complaints []string, n int) {
+	for _, m := range placeInCode.FindAllStringSubmatch(doc, -1) {
+		n++
+		if !regexp.MustCompile(`(?m)^func (\([^)]*\) )?` + m[2] + `[\[(]`).Match(files[m[1]]) {
+			complaints = append(complaints, fmt.Sprintf("docs/ARCHITECTURE.md: there is no function %s in %s", m[2], m[1]))
+		}
+	}
+	return complaints, n
+}
+
+func TestPathComplains(t *testing.T) {
+	files := map[string][]byte{"a/b.go": []byte("package a\nfunc (x *t) run() {}\nfunc free[T any](t T) {}\n")}
+	got, n := checkPlaces("`a/b.go` `run`, `a/b.go` `free`, `a/b.go` `gone`, `a/c.go` `run`", files)
+	expect(t, got, "no function gone in a/b.go", "no function run in a/c.go")
+	if n != 4 {
+		t.Errorf("%d places", n)
+	}
+}
+
 // section returns what stands under a heading of the second level.
 func section(doc, heading string) string {
 	_, after, _ := strings.Cut(doc, "\n## "+heading+"\n")

@@ -24,8 +24,31 @@ var layers = []layer{
 	{path: "internal/queue", pure: true, sees: []string{"internal/msg"}},
 	{path: "internal/wal", sees: []string{"internal/vfs"}},
 	{path: "internal/store", sees: []string{"internal/buf", "internal/msg", "internal/vfs"}},
+	// shard knows raft and the log, not what a command means.
 	{path: "internal/shard", sees: []string{"internal/buf", "internal/msg", "internal/wal"}},
+	{path: "internal/engine", sees: []string{
+		"internal/buf", "internal/msg", "internal/queue", "internal/shard", "internal/store",
+		"internal/vfs", "internal/wal",
+	}},
+	{path: "internal/broker", sees: []string{
+		"internal/berr", "internal/engine", "internal/meta", "internal/msg", "internal/queue",
+		"internal/route", "internal/shard", "internal/vfs",
+	}},
+	// A protocol sees the façade and the vocabulary, neither shards nor files.
+	{path: "internal/proto/amqp", sees: []string{
+		"internal/berr", "internal/broker", "internal/buf", "internal/msg",
+		"internal/proto/amqp/amqpwire", "internal/queue", "internal/route",
+	}},
+	{path: "internal/config"},
+	{path: "internal/server", sees: []string{"internal/broker", "internal/config", "internal/engine", "internal/proto/amqp"}},
 	{path: "internal/bench"},
-	{path: "internal/cli", sees: []string{"internal/bench"}},
+	{path: "internal/cli", sees: []string{
+		"internal/bench", "internal/broker", "internal/config", "internal/engine", "internal/server",
+		"internal/vfs",
+	}},
+	{path: "cmd/sluice", sees: []string{"internal/cli"}},
+	{path: "internal/torture"},
+	{path: "internal/torture/cmd/torture", sees: []string{"internal/torture"}},
+	{path: "test/interop/cmd/interop"},
 	{path: "internal/lint"},
 }
