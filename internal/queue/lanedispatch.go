@@ -46,10 +46,7 @@ type batch struct {
 // head.
 func (ln *laneDispatch) nextReady() (b batch, ok bool) {
 	for ln.returned.count > 0 {
-		first, ok := ln.returned.NextSet(0)
-		if !ok {
-			break
-		}
+		first, _ := ln.returned.NextSet(0)
 		if s := ln.ledger.NextUnsettled(first); s != first { // settled behind our back
 			ln.returned.RemoveRange(first, s)
 			continue
@@ -137,7 +134,7 @@ func (ln *laneDispatch) floor() msg.Offset {
 		}
 		ln.fresh.RemoveRange(first, s)
 	}
-	return max(ln.head, ln.ledger.low)
+	return ln.ledger.NextUnsettled(ln.head)
 }
 
 // Reservations of a lane reach at least ReserveWindow and at most MaxReserveWindow offsets
@@ -145,9 +142,10 @@ func (ln *laneDispatch) floor() msg.Offset {
 // of a lane are flagged as redelivered after a crash.
 //
 // An extension is asked for when less than half of the window is left, so the other half
-// must last until it commits. A lane that used three quarters of that half while it
-// waited doubles its window, one that used less than a sixteenth of the window
-// halves it. 2,048 offsets in a commit of 2 ms are a million messages per second of one lane.
+// must last until it commits. A lane that used three quarters of what was left while it
+// waited doubles its window, one that used less than a sixteenth of the window halves
+// it; its first request in a term says nothing. At the most 2,048 messages of a lane go
+// out while a reservation commits: 600,000 per second if that takes 3 ms.
 const (
 	ReserveWindow    = 1024
 	MaxReserveWindow = 4096
@@ -188,10 +186,10 @@ func (d *Dispatch) Reserved(log msg.LogID, lane uint8) {
 	if ln == nil {
 		return
 	}
-	if ln.asked != 0 && ln.ledger.reserved >= ln.asked && ln.askedFrom > ln.askedAt {
-		left, used := ln.askedFrom-ln.askedAt, ln.floor()-ln.askedAt
+	if ln.asked != 0 && ln.ledger.reserved >= ln.asked && ln.askedFrom > ln.mark {
+		left, used := ln.askedFrom-min(ln.askedAt, ln.askedFrom), ln.floor()-ln.askedAt
 		switch {
-		case used >= left/4*3:
+		case used >= left-left/4:
 			ln.window = min(ln.window*2, MaxReserveWindow)
 		case used < uint64(ln.window/16):
 			ln.window = max(ln.window/2, ReserveWindow)

@@ -64,7 +64,7 @@ func (d *Dispatch) serve(g *logDispatch, limit int, out func(*Delivery)) (n int)
 		}
 	}
 	g.debt = min(max(-room, 0), debtMax)
-	if g.line.n > 0 {
+	if len(g.consumers) > 0 {
 		for _, ln := range g.lanes {
 			d.checkReserve(ln, false)
 		}

@@ -158,6 +158,7 @@ func (c *chunkData) add(lo, hi uint32) uint32 {
 	} else {
 		c.runs[i] = merged
 		c.runs = slices.Delete(c.runs, i+1, j)
+		c.shrink()
 	}
 	c.n += n
 	if c.full() {
@@ -201,12 +202,20 @@ func (c *chunkData) remove(lo, hi uint32) uint32 {
 	}
 	if n > 0 {
 		c.runs = slices.Replace(c.runs, i, j, rest[:k]...)
+		c.shrink()
 		c.n -= n
 		if len(c.runs) > runsMax {
 			c.toBits()
 		}
 	}
 	return n
+}
+
+// shrink gives back a buffer of which little is used any more.
+func (c *chunkData) shrink() {
+	if cap(c.runs) > 4*spareRunsMax && len(c.runs) < cap(c.runs)/3 {
+		c.runs = append(make([]run, 0, len(c.runs)+len(c.runs)/2), c.runs...)
+	}
 }
 
 func (c *chunkData) toBits() {
