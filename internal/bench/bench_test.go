@@ -82,13 +82,31 @@ func TestConfirmsOutOfOrder(t *testing.T) {
 // TestPlantedViolations makes the broker break each promise once, and expects
 // exactly that to be reported.
 func TestPlantedViolations(t *testing.T) {
+	for name, tt := range plantedViolations() {
+		t.Run(name, func(t *testing.T) {
+			b := newFakeBroker(t)
+			b.deliver = tt.deliver
+			res := runAgainst(t, b, Config{
+				Publishers: 1, Consumers: 1, Queues: 2, QueueName: "q", Messages: 2000, Prefetch: -1, DrainTimeout: 300 * time.Millisecond,
+			})
+			if res.Verify != tt.want {
+				t.Errorf("got %+v, want %+v", res.Verify, tt.want)
+			}
+		})
+	}
+}
+
+// planted is a fault in what a broker delivers, and what it counts as.
+type planted struct {
+	deliver func(n int, m fakeMessage) []fakeMessage
+	want    Verification
+}
+
+func plantedViolations() map[string]planted {
 	const at = 700
 	var held fakeMessage
 	same := func(m fakeMessage) []fakeMessage { return []fakeMessage{m} }
-	tests := map[string]struct {
-		deliver func(n int, m fakeMessage) []fakeMessage
-		want    Verification
-	}{
+	return map[string]planted{
 		"lost": {func(n int, m fakeMessage) []fakeMessage {
 			if n == at {
 				return nil
@@ -145,18 +163,6 @@ func TestPlantedViolations(t *testing.T) {
 			}
 			return same(m)
 		}, Verification{Misrouted: 1}},
-	}
-	for name, tt := range tests {
-		t.Run(name, func(t *testing.T) {
-			b := newFakeBroker(t)
-			b.deliver = tt.deliver
-			res := runAgainst(t, b, Config{
-				Publishers: 1, Consumers: 1, Queues: 2, QueueName: "q", Messages: 2000, Prefetch: -1, DrainTimeout: 300 * time.Millisecond,
-			})
-			if res.Verify != tt.want {
-				t.Errorf("got %+v, want %+v", res.Verify, tt.want)
-			}
-		})
 	}
 }
 

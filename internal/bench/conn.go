@@ -68,8 +68,8 @@ func dial(ctx context.Context, url, name string) (*conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer nc.Close() // conn goes on with a descriptor of its own
 	fd, err := dupFD(nc.(*net.TCPConn))
+	_ = nc.Close() // the connection goes on with a descriptor of its own
 	if err != nil {
 		return nil, err
 	}
@@ -289,12 +289,12 @@ func (c *conn) fill(block bool) (int, error) {
 	if block {
 		flags = 0
 	}
-	n, err := transfer(unix.SYS_RECVFROM, c.fd, c.in[c.w:], flags)
+	n, errno := transfer(unix.SYS_RECVFROM, c.fd, c.in[c.w:], flags)
 	switch {
-	case err == unix.EAGAIN:
+	case errno == unix.EAGAIN:
 		return 0, nil
-	case err != nil:
-		return 0, fmt.Errorf("read: %w", err)
+	case errno != 0:
+		return 0, fmt.Errorf("read: %w", errno)
 	case n == 0:
 		return 0, io.EOF
 	}
@@ -306,12 +306,13 @@ func (c *conn) fill(block bool) (int, error) {
 // whether all of it went.
 func (c *conn) flush() (bool, error) {
 	for c.outAt < len(c.out) {
-		n, err := transfer(unix.SYS_SENDTO, c.fd, c.out[c.outAt:], unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
-		switch {
-		case err == unix.EAGAIN:
+		n, errno := transfer(unix.SYS_SENDTO, c.fd, c.out[c.outAt:], unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+		switch errno {
+		case 0:
+		case unix.EAGAIN:
 			return false, nil
-		case err != nil:
-			return false, c.closeReason(fmt.Errorf("write: %w", err))
+		default:
+			return false, c.closeReason(fmt.Errorf("write: %w", errno))
 		}
 		c.outAt += n
 	}
@@ -321,14 +322,11 @@ func (c *conn) flush() (bool, error) {
 
 // transfer is recv or send; the wrappers in package unix allocate or don't
 // return the length. b must not be empty.
-func transfer(call uintptr, fd int, b []byte, flags int) (int, error) {
+func transfer(call uintptr, fd int, b []byte, flags int) (int, unix.Errno) {
 	for {
 		n, _, errno := unix.Syscall6(call, uintptr(fd), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)), uintptr(flags), 0, 0)
-		if errno == 0 {
-			return int(n), nil
-		}
 		if errno != unix.EINTR {
-			return 0, errno
+			return int(n), errno
 		}
 	}
 }

@@ -76,7 +76,7 @@ func runPeer() {
 	if err != nil {
 		panic(err)
 	}
-	fmt.Println(ln.Addr())
+	fmt.Fprintln(os.Stdout, ln.Addr())
 	go func() {
 		_, _ = io.Copy(io.Discard, os.Stdin)
 		os.Exit(0)

@@ -187,7 +187,7 @@ func (r *run) verify(drained bool) Verification {
 		v.Duplicates += st.duplicates
 		v.OutOfOrder += st.outOfOrder
 		v.Again += st.again
-		if uint32(key>>32) == r.id {
+		if key>>32 == uint64(r.id) {
 			continue
 		}
 		union := append(bitset(nil), st.first...)

@@ -138,9 +138,6 @@ func appendMethod(b []byte, channel uint16, m method, args func(*encoder)) []byt
 	return e.b
 }
 
-// ackSize is the length of a basic.ack frame.
-const ackSize = frameOverhead + 4 + 8 + 1
-
 // appendAck appends a basic.ack on channel 1.
 func appendAck(b []byte, tag uint64, multiple bool) []byte {
 	b = append(b, frameMethod, 0, 1, 0, 0, 0, 13, 0, 60, 0, 80)

@@ -54,173 +54,192 @@ func (s *script) kill(d time.Duration) {
 // TestPlantedViolations breaks one promise at a time and expects that one, and
 // nothing else, to be found.
 func TestPlantedViolations(t *testing.T) {
-	tests := map[string]struct {
-		play func(s *script)
-		want Counts // the violations only
-		says string
-	}{
-		"nothing": {func(s *script) {
-			s.consume(s.publish(3)...)
-		}, Counts{}, ""},
-		"unconfirmed and gone": {func(s *script) {
-			s.Attempt(1, 2)
-			s.consume(s.publish(1)...)
-		}, Counts{}, ""},
-		"unconfirmed and there": {func(s *script) {
-			s.consume(s.Attempt(1, 2))
-		}, Counts{}, ""},
-		"lost": {func(s *script) {
-			s.publish(1)
-		}, Counts{Lost: 1}, "queue 2 publisher 1 seq 0 confirmed and never received"},
-		"received and not settled": {func(s *script) {
-			s.get(s.publish(1)[0], false)
-		}, Counts{Unsettled: 1}, "not acked at the end"},
-		"received, not confirmed, gone": {func(s *script) {
-			s.get(s.Attempt(1, 2), false)
-			s.kill(0)
-		}, Counts{}, ""},
-		"confirmed after it was received": {func(s *script) {
-			id := s.Attempt(1, 2)
-			s.get(id, false)
-			s.Confirmed(id)
-		}, Counts{Unsettled: 1}, "not acked at the end"},
-		"redelivered with the flag": {func(s *script) {
-			id := s.publish(1)[0]
-			s.get(id, false)
-			s.Requeued(id)
-			s.get(id, true)
-			s.Acked(id)
-		}, Counts{}, ""},
-		"redelivered without the flag": {func(s *script) {
-			id := s.publish(1)[0]
-			s.get(id, false)
-			s.kill(time.Second)
-			s.get(id, false)
-			s.Acked(id)
-		}, Counts{Unflagged: 1}, "without the redelivered flag"},
-		"ack lost in the last moment": {func(s *script) {
-			id := s.publish(1)[0]
-			s.consume(id)
-			s.kill(time.Second - 1)
-			s.get(id, true)
-			s.Acked(id)
-		}, Counts{}, ""},
-		"ack never fenced": {func(s *script) {
-			id := s.publish(1)[0]
-			s.get(id, false)
-			s.Acked(id)
-			s.kill(time.Hour)
-			s.get(id, true)
-			s.Acked(id)
-		}, Counts{}, ""},
-		"resurrected": {func(s *script) {
-			id := s.publish(1)[0]
-			s.consume(id)
-			s.kill(time.Second)
-			s.get(id, true)
-			s.Acked(id)
-		}, Counts{Resurrected: 1}, "acked and fenced 1s before"},
-		"resurrected by a later kill": {func(s *script) {
-			id := s.publish(1)[0]
-			s.consume(id)
-			s.kill(time.Millisecond) // may cost the ack, but it didn't show
-			s.kill(time.Hour)
-			s.get(id, true) // judged by the first kill: it could have been lost there
-			s.Acked(id)
-		}, Counts{}, ""},
-		"acked again and resurrected": {func(s *script) {
-			id := s.publish(1)[0]
-			s.consume(id)
-			s.kill(time.Millisecond)
-			s.get(id, true)
-			s.Acked(id)
-			s.Fenced([]ID{id})
-			s.kill(time.Minute)
-			s.get(id, true)
-			s.Acked(id)
-		}, Counts{Resurrected: 1}, "1m0s before"},
-		"back after its ack without a kill": {func(s *script) {
-			id := s.publish(1)[0]
-			s.kill(0)
-			s.consume(id)
-			s.get(id, true)
-			s.Acked(id)
-		}, Counts{AckedNoKill: 1}, "no kill since"},
-		"flagged afresh within the allowance": {func(s *script) {
-			ids := s.publish(10)
-			s.kill(0)
-			s.kill(0)
-			for _, id := range ids { // two kills allow for 2*(3+2)
-				s.get(id, true)
-				s.Acked(id)
-			}
-		}, Counts{}, ""},
-		"flagged afresh too often": {func(s *script) {
-			ids := s.publish(6)
-			s.kill(0)
-			for _, id := range ids {
-				s.get(id, true)
-				s.Acked(id)
-			}
-		}, Counts{OverWindow: 1}, "the 6-th of its queue after 1 kills"},
-		"flagged afresh without a kill": {func(s *script) {
-			id := s.publish(1)[0]
-			s.get(id, true)
-			s.Acked(id)
-		}, Counts{OverWindow: 1}, "after 0 kills"},
-		"out of order": {func(s *script) {
-			ids := s.publish(3)
-			s.consume(ids[0], ids[2], ids[1])
-		}, Counts{OutOfOrder: 1}, "seq 1 delivered for the first time after seq 2"},
-		"order of several consumers is not known": {func(s *script) {
-			ids := s.publish(2)
-			s.Delivered(Delivery{ID: ids[1], From: 2, Scope: 1})
-			s.Delivered(Delivery{ID: ids[0], From: 2, Scope: 2})
-			s.Acked(ids[0])
-			s.Acked(ids[1])
-		}, Counts{}, ""},
-		"wrong queue": {func(s *script) {
-			id := s.publish(1)[0]
-			s.Delivered(Delivery{ID: id, From: 9})
-			s.consume(id)
-		}, Counts{Damaged: 1}, "came out of queue 9"},
-		"never published": {func(s *script) {
-			s.get(ID{Publisher: 1, Queue: 2, Seq: 1 << 31}, false)
-		}, Counts{Damaged: 1}, "was published: false"},
-		"damaged": {func(s *script) {
-			s.Damaged(2, errors.New("bad checksum"))
-		}, Counts{Damaged: 1}, "bad checksum"},
-		"left over": {func(s *script) {
-			s.LeftOver(2, 4)
-		}, Counts{LeftInQueues: 4}, "holds 4 messages"},
-		"cut off": {func(s *script) {
-			s.CutOff(errors.New("501 FRAME_ERROR"))
-		}, Counts{CutOff: 1}, "501 FRAME_ERROR"},
-		"didn't come back": {func(s *script) {
-			s.RestartFailed(errors.New("exit status 1"))
-		}, Counts{RestartFailed: 1}, "exit status 1"},
+	for _, table := range []map[string]planted{plantedBasics, plantedAcks, plantedFlagsAndOrder, plantedDamage} {
+		for name, tt := range table {
+			t.Run(name, func(t *testing.T) {
+				s := newScript()
+				tt.play(s)
+				got, violations := s.Finish()
+				onlyViolations := Counts{
+					Lost: got.Lost, Unflagged: got.Unflagged, Resurrected: got.Resurrected, AckedNoKill: got.AckedNoKill,
+					OverWindow: got.OverWindow, OutOfOrder: got.OutOfOrder, Damaged: got.Damaged,
+					LeftInQueues: got.LeftInQueues, Unsettled: got.Unsettled, CutOff: got.CutOff, RestartFailed: got.RestartFailed,
+				}
+				if onlyViolations != tt.want {
+					t.Errorf("got %+v, want %+v", onlyViolations, tt.want)
+				}
+				if got.Violations() != tt.want.Violations() || (len(violations) == 0) != (tt.want == Counts{}) {
+					t.Errorf("%d violations, in words %q", got.Violations(), violations)
+				}
+				if !strings.Contains(strings.Join(violations, "\n"), tt.says) {
+					t.Errorf("%q not in %q", tt.says, violations)
+				}
+			})
+		}
 	}
-	for name, tt := range tests {
-		t.Run(name, func(t *testing.T) {
-			s := newScript()
-			tt.play(s)
-			got, violations := s.Finish()
-			onlyViolations := Counts{
-				Lost: got.Lost, Unflagged: got.Unflagged, Resurrected: got.Resurrected, AckedNoKill: got.AckedNoKill,
-				OverWindow: got.OverWindow, OutOfOrder: got.OutOfOrder, Damaged: got.Damaged,
-				LeftInQueues: got.LeftInQueues, Unsettled: got.Unsettled, CutOff: got.CutOff, RestartFailed: got.RestartFailed,
-			}
-			if onlyViolations != tt.want {
-				t.Errorf("got %+v, want %+v", onlyViolations, tt.want)
-			}
-			if got.Violations() != tt.want.Violations() || (len(violations) == 0) != (tt.want == Counts{}) {
-				t.Errorf("%d violations, in words %q", got.Violations(), violations)
-			}
-			if !strings.Contains(strings.Join(violations, "\n"), tt.says) {
-				t.Errorf("%q not in %q", tt.says, violations)
-			}
-		})
-	}
+}
+
+// planted is a course of events and what it is to be judged as.
+type planted struct {
+	play func(s *script)
+	want Counts // the violations only
+	says string
+}
+
+// plantedBasics: loss and redelivery.
+var plantedBasics = map[string]planted{
+	"nothing": {func(s *script) {
+		s.consume(s.publish(3)...)
+	}, Counts{}, ""},
+	"unconfirmed and gone": {func(s *script) {
+		s.Attempt(1, 2)
+		s.consume(s.publish(1)...)
+	}, Counts{}, ""},
+	"unconfirmed and there": {func(s *script) {
+		s.consume(s.Attempt(1, 2))
+	}, Counts{}, ""},
+	"lost": {func(s *script) {
+		s.publish(1)
+	}, Counts{Lost: 1}, "queue 2 publisher 1 seq 0 confirmed and never received"},
+	"received and not settled": {func(s *script) {
+		s.get(s.publish(1)[0], false)
+	}, Counts{Unsettled: 1}, "not acked at the end"},
+	"received, not confirmed, gone": {func(s *script) {
+		s.get(s.Attempt(1, 2), false)
+		s.kill(0)
+	}, Counts{}, ""},
+	"confirmed after it was received": {func(s *script) {
+		id := s.Attempt(1, 2)
+		s.get(id, false)
+		s.Confirmed(id)
+	}, Counts{Unsettled: 1}, "not acked at the end"},
+	"redelivered with the flag": {func(s *script) {
+		id := s.publish(1)[0]
+		s.get(id, false)
+		s.Requeued(id)
+		s.get(id, true)
+		s.Acked(id)
+	}, Counts{}, ""},
+	"redelivered without the flag": {func(s *script) {
+		id := s.publish(1)[0]
+		s.get(id, false)
+		s.kill(time.Second)
+		s.get(id, false)
+		s.Acked(id)
+	}, Counts{Unflagged: 1}, "without the redelivered flag"},
+	"ack lost in the last moment": {func(s *script) {
+		id := s.publish(1)[0]
+		s.consume(id)
+		s.kill(time.Second - 1)
+		s.get(id, true)
+		s.Acked(id)
+	}, Counts{}, ""},
+	"ack never fenced": {func(s *script) {
+		id := s.publish(1)[0]
+		s.get(id, false)
+		s.Acked(id)
+		s.kill(time.Hour)
+		s.get(id, true)
+		s.Acked(id)
+	}, Counts{}, ""},
+}
+
+// plantedAcks: acks that didn't last.
+var plantedAcks = map[string]planted{
+	"resurrected": {func(s *script) {
+		id := s.publish(1)[0]
+		s.consume(id)
+		s.kill(time.Second)
+		s.get(id, true)
+		s.Acked(id)
+	}, Counts{Resurrected: 1}, "acked and fenced 1s before"},
+	"resurrected by a later kill": {func(s *script) {
+		id := s.publish(1)[0]
+		s.consume(id)
+		s.kill(time.Millisecond) // may cost the ack, but it didn't show
+		s.kill(time.Hour)
+		s.get(id, true) // judged by the first kill: it could have been lost there
+		s.Acked(id)
+	}, Counts{}, ""},
+	"acked again and resurrected": {func(s *script) {
+		id := s.publish(1)[0]
+		s.consume(id)
+		s.kill(time.Millisecond)
+		s.get(id, true)
+		s.Acked(id)
+		s.Fenced([]ID{id})
+		s.kill(time.Minute)
+		s.get(id, true)
+		s.Acked(id)
+	}, Counts{Resurrected: 1}, "1m0s before"},
+	"back after its ack without a kill": {func(s *script) {
+		id := s.publish(1)[0]
+		s.kill(0)
+		s.consume(id)
+		s.get(id, true)
+		s.Acked(id)
+	}, Counts{AckedNoKill: 1}, "no kill since"},
+}
+
+// plantedFlagsAndOrder: flags on fresh messages, and order.
+var plantedFlagsAndOrder = map[string]planted{
+	"flagged afresh within the allowance": {func(s *script) {
+		ids := s.publish(10)
+		s.kill(0)
+		s.kill(0)
+		for _, id := range ids { // two kills allow for 2*(3+2)
+			s.get(id, true)
+			s.Acked(id)
+		}
+	}, Counts{}, ""},
+	"flagged afresh too often": {func(s *script) {
+		ids := s.publish(6)
+		s.kill(0)
+		for _, id := range ids {
+			s.get(id, true)
+			s.Acked(id)
+		}
+	}, Counts{OverWindow: 1}, "the 6-th of its queue after 1 kills"},
+	"flagged afresh without a kill": {func(s *script) {
+		id := s.publish(1)[0]
+		s.get(id, true)
+		s.Acked(id)
+	}, Counts{OverWindow: 1}, "after 0 kills"},
+	"out of order": {func(s *script) {
+		ids := s.publish(3)
+		s.consume(ids[0], ids[2], ids[1])
+	}, Counts{OutOfOrder: 1}, "seq 1 delivered for the first time after seq 2"},
+	"order of several consumers is not known": {func(s *script) {
+		ids := s.publish(2)
+		s.Delivered(Delivery{ID: ids[1], From: 2, Scope: 1})
+		s.Delivered(Delivery{ID: ids[0], From: 2, Scope: 2})
+		s.Acked(ids[0])
+		s.Acked(ids[1])
+	}, Counts{}, ""},
+}
+
+// plantedDamage: everything else.
+var plantedDamage = map[string]planted{
+	"wrong queue": {func(s *script) {
+		id := s.publish(1)[0]
+		s.Delivered(Delivery{ID: id, From: 9})
+		s.consume(id)
+	}, Counts{Damaged: 1}, "came out of queue 9"},
+	"never published": {func(s *script) {
+		s.get(ID{Publisher: 1, Queue: 2, Seq: 1 << 31}, false)
+	}, Counts{Damaged: 1}, "was published: false"},
+	"damaged": {func(s *script) {
+		s.Damaged(2, errors.New("bad checksum"))
+	}, Counts{Damaged: 1}, "bad checksum"},
+	"left over": {func(s *script) {
+		s.LeftOver(2, 4)
+	}, Counts{LeftInQueues: 4}, "holds 4 messages"},
+	"cut off": {func(s *script) {
+		s.CutOff(errors.New("501 FRAME_ERROR"))
+	}, Counts{CutOff: 1}, "501 FRAME_ERROR"},
+	"didn't come back": {func(s *script) {
+		s.RestartFailed(errors.New("exit status 1"))
+	}, Counts{RestartFailed: 1}, "exit status 1"},
 }
 
 // TestStatistics checks the counts that are no violations.

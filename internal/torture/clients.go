@@ -97,7 +97,7 @@ func eachQueue(url string, queues int, f func(ch *amqp.Channel, q int) error) er
 	if err != nil {
 		return err
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	ch, err := conn.Channel()
 	if err != nil {
 		return err

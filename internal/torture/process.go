@@ -27,7 +27,8 @@ type broker struct {
 // start starts the process, in a process group of its own: a kill takes what it
 // has started as well.
 func (b *broker) start() error {
-	b.cmd = exec.Command(b.command[0], b.command[1:]...)
+	// No context: it ends by kill only, so that every death is booked.
+	b.cmd = exec.CommandContext(context.Background(), b.command[0], b.command[1:]...)
 	b.cmd.Stdout, b.cmd.Stderr = b.log, b.log
 	b.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	if err := b.cmd.Start(); err != nil {
@@ -54,7 +55,10 @@ func (b *broker) kill() time.Time {
 func (b *broker) alive() error {
 	select {
 	case <-b.exited:
-		return fmt.Errorf("the broker ended by itself: %v", b.err)
+		if b.err == nil {
+			return errors.New("the broker ended by itself, without an error")
+		}
+		return fmt.Errorf("the broker ended by itself: %w", b.err)
 	default:
 		return nil
 	}
@@ -96,7 +100,7 @@ func dial(url, name string) (*amqp.Connection, error) {
 
 // FreePort returns a TCP port of loopback that is free now.
 func FreePort() (int, error) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	ln, err := new(net.ListenConfig).Listen(context.Background(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		return 0, err
 	}
