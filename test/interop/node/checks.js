@@ -113,7 +113,6 @@ check('properties: all of them', async ({ channel, queue }) => {
     priority: 3,
     correlationId: 'correlation',
     replyTo: 'reply',
-    expiration: '60000',
     messageId: 'id',
     timestamp: 1_700_000_000,
     type: 'type',

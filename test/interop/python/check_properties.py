@@ -5,6 +5,7 @@ import decimal
 
 import pika
 from base import BrokerCase
+from pika.exceptions import ConnectionClosedByBroker
 
 
 class Properties(BrokerCase):
@@ -22,7 +23,6 @@ class Properties(BrokerCase):
             priority=7,
             correlation_id="correlation",
             reply_to="reply",
-            expiration="60000",
             message_id="id",
             timestamp=1_700_000_000,
             type="type",
@@ -31,6 +31,15 @@ class Properties(BrokerCase):
             cluster_id="cluster",
         )
         self.assertEqual(self.round_trip(sent), sent)
+
+    def test_expiration(self):
+        sent = pika.BasicProperties(expiration="60000")
+        try:
+            got = self.round_trip(sent)
+        except ConnectionClosedByBroker as closed:
+            self.assertEqual(closed.reply_code, 540)
+            self.skipTest(f"the broker says {closed.reply_text}")
+        self.assertEqual(got, sent)
 
     def test_none(self):
         got = self.round_trip(pika.BasicProperties())
