@@ -100,18 +100,20 @@ func salvage(f vfs.File, m SegmentMeta) (t trailer, runs []Run, infos []runInfo,
 			break
 		}
 		if h, ok := parseEntriesHeader(b); ok {
-			n := len(runs)
-			if n > 0 && h.more {
-				runs[n-1].Flags |= RunIndexed // if the index was not reached, readers rebuild it
-			} else {
-				runs = append(runs, Run{
-					Seg: m.ID, Log: h.log, Lane: h.lane, First: h.first, Dir: uint32(n), Pos: uint32(pos),
-				})
-				infos = append(infos, runInfo{})
-				n++
+			part, info, ok := salvageBlock(b, h, Run{Seg: m.ID, Dir: uint32(len(runs)), Pos: uint32(pos)})
+			if !ok {
+				break
 			}
-			salvageBlock(b, h, &runs[n-1], &infos[n-1])
-			runs[n-1].Size = uint32(pos) + uint32(len(b)) - runs[n-1].Pos
+			if n := len(runs); n > 0 && h.more {
+				r := &runs[n-1]
+				// If the run's index was not reached, readers rebuild it.
+				r.Flags |= part.Flags | RunIndexed
+				r.Last, r.Count, r.Size = part.Last, r.Count+part.Count, part.Pos+part.Size-r.Pos
+				infos[n-1].own += info.own
+				infos[n-1].stubs += info.stubs
+			} else {
+				runs, infos = append(runs, part), append(infos, info)
+			}
 		}
 		pos += int64(len(b))
 	}
@@ -119,11 +121,13 @@ func salvage(f vfs.File, m SegmentMeta) (t trailer, runs []Run, infos []runInfo,
 	return t, runs, infos, nil
 }
 
-func salvageBlock(b []byte, h entriesHeader, run *Run, info *runInfo) {
+// salvageBlock describes a block of entries as a run of its own.
+func salvageBlock(b []byte, h entriesHeader, run Run) (Run, runInfo, bool) {
+	info := runInfo{own: uint32(len(b))}
+	run.Log, run.Lane, run.First, run.Size = h.log, h.lane, h.first, uint32(len(b))
 	var it entryIter
 	var e entry
-	it.open(b, h)
-	for it.next(&e) {
+	for it.open(b, h); it.next(&e); {
 		run.Last = e.off
 		run.Count++
 		if e.shared {
@@ -131,7 +135,7 @@ func salvageBlock(b []byte, h entriesHeader, run *Run, info *runInfo) {
 			info.stubs++
 		}
 	}
-	info.own += uint32(len(b))
+	return run, info, !it.bad && run.Count > 0
 }
 
 // rebuildIndex finds the blocks of a run whose index is damaged, by walking them. A
