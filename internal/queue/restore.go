@@ -68,7 +68,14 @@ func (l *Ledger) restorePart(id partID, value []byte) error {
 		delete(l.restore.parts, id)
 		return nil
 	}
-	if id.chunk >= offsetMax>>countBits {
+	limit := uint64(offsetMax >> countBits)
+	switch id.kind {
+	case keySettled:
+		limit = offsetMax >> chunkBits
+	case keyDeleted:
+		limit = 1<<(64-chunkBits) - 1 // the last id is none
+	}
+	if id.chunk >= limit {
 		return corrupt("chunk key")
 	}
 	r := decoder{b: value}
