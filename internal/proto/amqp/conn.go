@@ -2,6 +2,7 @@ package amqp
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net"
 	"sync"
@@ -160,8 +161,10 @@ func (c *conn) loop() error {
 // parse handles all frames that are in the buffer.
 func (c *conn) parse() error {
 	for {
-		f, n, err := amqpwire.ParseFrame(c.in.b[c.in.r:c.in.w], c.frameMax)
+		b := c.in.b[c.in.r:c.in.w]
+		f, n, err := amqpwire.ParseFrame(b, c.frameMax)
 		if err != nil {
+			c.skipFrame(b, err)
 			return err
 		}
 		if n == 0 {
@@ -171,6 +174,15 @@ func (c *conn) parse() error {
 		if err := c.frame(f); err != nil {
 			return err
 		}
+	}
+}
+
+// skipFrame passes over a frame that is well formed but may not come, so that the
+// answer to connection.close can be found behind it.
+func (c *conn) skipFrame(b []byte, err error) {
+	var e *amqpwire.Error
+	if errors.As(err, &e) && e.Code == amqpwire.UnexpectedFrame {
+		c.in.r += int(min(amqpwire.FrameSize(b), uint64(len(b))))
 	}
 }
 

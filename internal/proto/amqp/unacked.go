@@ -221,6 +221,9 @@ func (p *unackedPage) add(at int, slot uint32, lane uint8, off msg.Offset, n int
 	where := uint64(lane)<<56 | off&runOffsetMax
 	if k := len(p.heads); k == 0 || p.heads[k-1]&(maxSlots-1) != slot ||
 		p.offsets[k-1]+uint64(at)-uint64(p.heads[k-1]>>runSlotBits) != where {
+		if k == cap(p.heads) || k == cap(p.offsets) {
+			p.grow()
+		}
 		p.heads = append(p.heads, uint32(at)<<runSlotBits|slot)
 		p.offsets = append(p.offsets, where)
 	}
@@ -231,6 +234,13 @@ func (p *unackedPage) add(at int, slot uint32, lane uint8, off msg.Offset, n int
 		at += k
 	}
 	p.left += n
+}
+
+// grow doubles the room for runs, up to one per tag: append would go beyond.
+func (p *unackedPage) grow() {
+	n := min(max(2*len(p.heads), 4), unackedPageTags)
+	p.heads = append(make([]uint32, 0, n), p.heads...)
+	p.offsets = append(make([]uint64, 0, n), p.offsets...)
 }
 
 // free returns the tags of a word that can be acknowledged.
