@@ -48,10 +48,15 @@ func TestBeginCheckpointIsConstant(t *testing.T) {
 	for id := msg.LogID(1); id <= 100_000; id++ {
 		l.Ensure(id, nil)
 	}
-	begin := time.Now()
-	l.BeginCheckpoint()
-	if d := time.Since(begin); d > 2*time.Millisecond {
-		t.Errorf("took %v", d)
+	best := time.Hour
+	for range 10 { // the machine may be busy
+		l.MarkAllDirty()
+		begin := time.Now()
+		l.BeginCheckpoint()
+		best = min(best, time.Since(begin))
+	}
+	if best > time.Millisecond {
+		t.Errorf("took %v", best)
 	}
 }
 
@@ -66,9 +71,10 @@ func TestCheckpointIsIncremental(t *testing.T) {
 	for off := uint64(1); off < 1_000_000; off += 2 {
 		l.Settle(7, 0, msg.Range{First: off, Count: 1}, msg.Acked)
 	}
+	l.Settle(8, 0, msg.Range{First: 150_000, Count: 700_000}, msg.Acked) // full chunks need no keys
 	store := map[string][]byte{}
 	checkpointInto(l, store)
-	if n := len(store); n < 100+15 {
+	if n := len(store); n < 100+15 || n > 100+18 {
 		t.Fatalf("%d keys", n)
 	}
 	l.Settle(7, 0, msg.Range{First: 500_000, Count: 1}, msg.Acked)
@@ -174,8 +180,8 @@ func TestProfile(t *testing.T) {
 func TestRestoreRefuses(t *testing.T) {
 	l := NewLedger()
 	l.Ensure(1, nil)
-	l.Append(1, 0, 300_000, &msg.Cond{Producer: 5, Seq: 1})
-	for off := uint64(1); off < 300_000; off += 3 {
+	l.Append(1, 0, 140_000, &msg.Cond{Producer: 5, Seq: 1})
+	for off := uint64(1); off < 140_000; off += 3 {
 		l.Settle(1, 0, msg.Range{First: off, Count: 1}, msg.Acked)
 		l.Return(1, 0, msg.Range{First: off + 1, Count: 1}, true)
 	}
