@@ -256,44 +256,73 @@ func TestPowerCutAtEveryOperation(t *testing.T) {
 }
 
 // TestKillThenPowerCut kills the process at every operation; the next one opens the
-// store, makes an edit that is reported as durable, and loses power at once: what it
-// built on must be durable too.
+// store, makes an edit, and loses power at every operation of that: what it builds on
+// must be durable before what it adds.
 func TestKillThenPowerCut(t *testing.T) {
+	modes := []vfs.CrashOptions{{Data: vfs.KeepNone, Names: vfs.KeepNone}, {}, {}}
 	for i := range steps {
 		t.Run(steps[i].name, func(t *testing.T) {
-			for cut, done := 0, false; !done; cut++ {
-				var left *vfs.Mem
+			for cut := 0; ; cut++ {
+				var killed *vfs.Mem
 				_, _, before, after, _ := trial(t, i, func(n int, _ vfs.Op, disk *vfs.Mem) error {
 					if n < cut {
 						return nil
 					}
 					if n == cut {
-						left = disk.Clone()
+						killed = disk.Clone()
 					}
 					return errCut
 				})
-				if left == nil {
+				if killed == nil {
 					return
 				}
-				s, _ := open(t, small(left))
-				for j := range 3 {
-					var e Edit
-					e.Set("later", []byte{byte(j)})
-					must(t, s.Install(&e))
-				}
-				left = left.CrashClone(rand.New(rand.NewPCG(uint64(cut), 1)), vfs.CrashOptions{})
-				must(t, s.Close())
-				t.Run(fmt.Sprint(cut), func(t *testing.T) {
-					reborn(t, left, before, after)
-					s, _ := open(t, small(left))
-					if v, _ := s.Setting("later"); !bytes.Equal(v, []byte{2}) {
-						t.Fatalf("a durable edit is lost: %v", v)
+				for mode, opts := range modes {
+					rng := rand.New(rand.NewPCG(uint64(cut), uint64(mode)))
+					for cut2, done := 0, false; !done; cut2++ {
+						var left *vfs.Mem
+						left, done = editAndCut(t, killed.Clone(), cut2, rng, opts)
+						t.Run(fmt.Sprintf("%d/%d/%d", cut, mode, cut2), func(t *testing.T) {
+							reborn(t, left, before, after)
+							s, _ := open(t, small(left))
+							if v, _ := s.Setting("later"); done && !bytes.Equal(v, []byte{1}) {
+								t.Fatalf("a durable edit is lost: %v", v)
+							}
+							must(t, s.Close())
+						})
 					}
-					must(t, s.Close())
-				})
+				}
 			}
 		})
 	}
+}
+
+// editAndCut opens the store on a disk and makes an edit, with a power cut at the
+// operation with number cut; done says that there were fewer.
+func editAndCut(t *testing.T, disk *vfs.Mem, cut int, rng *rand.Rand, opts vfs.CrashOptions) (left *vfs.Mem, done bool) {
+	t.Helper()
+	n := 0
+	s, _, err := Open(small(vfs.Inject(disk, func(op vfs.Op) error {
+		if !op.Kind.Mutates() {
+			return nil
+		}
+		if n == cut {
+			left = disk.CrashClone(rng, opts)
+		}
+		if n++; n > cut {
+			return errCut
+		}
+		return nil
+	})))
+	if err == nil {
+		var e Edit
+		e.Set("later", []byte{1})
+		err = s.Install(&e)
+	}
+	if left != nil {
+		return left, false
+	}
+	must(t, err)
+	return disk.CrashClone(rng, opts), true
 }
 
 // TestDiskFullAtEveryOperation fails each operation in turn that may need space. The

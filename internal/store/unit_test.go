@@ -447,7 +447,7 @@ func TestDuplicateEntriesAreMergedToOne(t *testing.T) {
 func TestIDsAreNotUsedAgain(t *testing.T) {
 	b := newBroker(t, small(vfs.NewMem()), 1)
 	var last SegID
-	for range 30 {
+	for i := range 10 {
 		b.flush(1, 3, 100)
 		m := b.s.Segments(0)[0]
 		if m.ID <= last {
@@ -455,9 +455,113 @@ func TestIDsAreNotUsedAgain(t *testing.T) {
 		}
 		last = m.ID
 		b.drop([]SegID{m.ID})
+		if i%2 == 0 { // so that nothing in it tells of the segment
+			must(t, b.s.man.rewrite(b.s.state))
+		}
 		b.reopen()
 	}
 	must(t, b.s.Close())
+}
+
+func TestBlocksAreBoundToTheirPlace(t *testing.T) {
+	b := append(make([]byte, blockHeaderLen), "contents"...)
+	sealBlock(b, kindBodies, 1, 100)
+	if openBlock(b, kindBodies, 1, 100) == nil {
+		t.Fatal("not recognised")
+	}
+	if openBlock(b, kindBodies, 1, 200) != nil || openBlock(b, kindBodies, 2, 100) != nil || openBlock(b, kindDue, 1, 100) != nil {
+		t.Fatal("recognised in another place, or as another kind")
+	}
+}
+
+func TestStaleFramesAreCut(t *testing.T) {
+	disk := vfs.NewMem()
+	s, _ := open(t, small(disk))
+	end := s.man.end
+	must(t, s.Close())
+	edit := func(v string) *Edit {
+		e := &Edit{}
+		e.Set("k", []byte(v))
+		return e
+	}
+	// A power cut left a frame, but not the one before it; the next edit ends just
+	// where it begins.
+	payload := edit("new").changes[0].append(nil)
+	at := end + int64(len(appendFrame(nil, payload, 0, 0))) + frameHeaderLen
+	f, err := disk.OpenReadWrite("data/MANIFEST")
+	must(t, err)
+	_, err = f.WriteAt(appendFrame(nil, edit("old").changes[0].append(nil), at, end), at)
+	must(t, err)
+	must(t, f.Close())
+	s, _ = open(t, small(disk))
+	must(t, s.Install(edit("new")))
+	if s.man.end != at {
+		t.Fatalf("the edit ends at %d, not %d", s.man.end, at)
+	}
+	must(t, s.Close())
+	s, _ = open(t, small(disk))
+	if v, _ := s.Setting("k"); string(v) != "new" {
+		t.Fatalf("%q", v)
+	}
+	must(t, s.Close())
+}
+
+func TestCheckpointLeavesAFileWhoseSyncFailed(t *testing.T) {
+	disk := vfs.NewMem()
+	fail := false
+	b := newBroker(t, small(vfs.Inject(disk, func(op vfs.Op) error {
+		if fail && op.Kind == vfs.OpSync {
+			fail = false
+			return errCut
+		}
+		return nil
+	})), 1)
+	b.checkpoint(10)
+	c, err := b.s.BeginCheckpoint(0)
+	must(t, err)
+	must(t, c.Put([]byte("k"), nil))
+	fail = true
+	if err := c.Commit(9, nil, nil); !errors.Is(err, errCut) {
+		t.Fatal(err)
+	}
+	b.verify()
+	b.checkpoint(10)
+	if info, _ := b.s.Checkpoint(0); info.File != 2 {
+		t.Fatalf("%+v", info)
+	}
+	b.verify()
+	must(t, b.s.Close())
+}
+
+// TestFanOutIsNotStoredAgainWithEveryFile flushes fan-outs whose bodies alone fill a
+// file, to logs that have much of their own.
+func TestFanOutIsNotStoredAgainWithEveryFile(t *testing.T) {
+	s, _ := open(t, small(vfs.NewMem()))
+	w := s.NewWriter(0, WriterOptions{})
+	var own, shared int64
+	for log := range msg.LogID(40) {
+		for i := range msg.Offset(75) {
+			rec := record(0, 0, i, 4000, 0)
+			if log == 0 {
+				shared += int64(len(rec))
+			}
+			must(t, w.AddShared(log, 0, 2*i, SharedKey{0, i}, rec))
+			rec = record(log, 0, i, 500, 0)
+			own += int64(len(rec))
+			must(t, w.Add(log, 0, 2*i+1, rec))
+		}
+	}
+	metas, err := w.Finish()
+	must(t, err)
+	disk := int64(0)
+	for _, m := range metas {
+		disk += m.Bytes
+	}
+	if disk > own+shared+(own+shared)/5+32*40*150 {
+		t.Fatalf("%d files of %d bytes for %d + %d", len(metas), disk, own, shared)
+	}
+	s.Discard(metas)
+	must(t, s.Close())
 }
 
 func TestSettingsAndShards(t *testing.T) {
