@@ -47,6 +47,19 @@ $(LINT): tools/go.mod tools/go.sum
 interop: ## unmodified clients in Go, Python and Node, and the code of the documents
 	$(GO) run ./test/interop/cmd/interop $(if $(AMQP_URL),-url $(AMQP_URL))
 
+.PHONY: torture
+torture: ## kill the broker KILLS times (30) under load, check what it promised
+	$(GO) run ./internal/torture/cmd/torture -kills $(KILLS)
+
+.PHONY: bench
+bench: build ## benchmarks with allocations of every package; then one load on a fresh broker
+	$(GO) test -run '^$$' -bench . -benchmem -benchtime 0.2s ./internal/...
+	bash tools/bench-serve.sh $(BIN)/sluice
+
+.PHONY: ci
+ci: ## all of the above that a change must pass, as it runs for every change
+	bash .ci/run
+
 .PHONY: clean
 clean: ## remove what was built
 	rm -rf $(BIN)
