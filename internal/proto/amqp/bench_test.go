@@ -3,7 +3,6 @@ package amqp
 import (
 	"net"
 	"testing"
-	"time"
 
 	"github.com/sluicemq/sluice/internal/broker"
 	"github.com/sluicemq/sluice/internal/msg"
@@ -59,12 +58,18 @@ func (s *nullSession) Consume(spec broker.ConsumeSpec, ready func(Consumer)) (Co
 	return s, nil
 }
 
-// Kick delivers what fits the byte pool, in ranges of 64.
+// Kick delivers what fits the byte pool, in ranges of up to 64, as queue.Dispatch does.
 func (s *nullSession) Kick(Consumer) {
-	size := int64(64 * len(s.record.Raw))
-	for s.bytes.Take(size) == size {
-		d := queue.Delivery{Consumer: &s.qc, First: s.next, Count: 64, Bytes: uint64(size)}
-		s.next += 64
+	one := int64(len(s.record.Raw))
+	for {
+		granted := s.bytes.Take(64 * one)
+		if granted == 0 {
+			return
+		}
+		n := max(granted/one, 1)
+		s.bytes.Give(granted - n*one)
+		d := queue.Delivery{Consumer: &s.qc, First: s.next, Count: uint32(n), Bytes: uint64(n * one)}
+		s.next += uint64(n)
 		s.sink.Deliver(&d)
 	}
 }
@@ -219,5 +224,4 @@ func BenchmarkIdleConnection(b *testing.B) {
 		(&raw{t: b, nc: mine}).open().openChannel()
 	}
 	b.ReportMetric(float64(liveHeap()-before)/float64(b.N), "heap-B/conn")
-	_ = time.Now
 }
