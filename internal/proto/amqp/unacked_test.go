@@ -10,8 +10,10 @@ import (
 	"pgregory.net/rapid"
 )
 
-// unackedModel is unacked as a map.
+// unackedModel is unacked beside a map.
 type unackedModel struct {
+	u    unacked
+	next uint64
 	tags map[uint64]delivered
 	held map[uint64]bool
 }
@@ -28,82 +30,89 @@ func (m *unackedModel) sorted(upto uint64) (tags []uint64) {
 
 func TestUnackedAgainstModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		u := &unacked{}
-		m := &unackedModel{tags: map[uint64]delivered{}, held: map[uint64]bool{}}
-		next := uint64(1)
-		tag := rapid.Custom(func(t *rapid.T) uint64 {
-			if tags := m.sorted(math.MaxUint64); len(tags) > 0 && rapid.IntRange(0, 9).Draw(t, "known") > 0 {
-				return rapid.SampledFrom(tags).Draw(t, "tag")
-			}
-			return rapid.Uint64Range(0, next+2000).Draw(t, "any tag")
-		})
+		m := &unackedModel{tags: map[uint64]delivered{}, held: map[uint64]bool{}, next: 1}
 		t.Repeat(map[string]func(*rapid.T){
-			"add": func(t *rapid.T) {
-				next += rapid.SampledFrom([]uint64{0, 0, 0, 1, 5, 1024, 5000}).Draw(t, "gap")
-				n := rapid.SampledFrom([]int{1, 1, 2, 3, 64, 1500}).Draw(t, "n")
-				slot := rapid.Uint32Range(0, 2).Draw(t, "slot")
-				lane := rapid.Uint8Range(0, 1).Draw(t, "lane")
-				off := rapid.SampledFrom([]uint64{0, next, next + 1, runOffsetMax - 5000}).Draw(t, "offset")
-				u.add(next, slot, lane, off, n)
-				for i := range uint64(n) {
-					m.tags[next+i] = delivered{slot, lane, off + i, 1}
-				}
-				next += uint64(n)
-			},
-			"take": func(t *rapid.T) {
-				x := tag.Draw(t, "x")
-				want, there := m.tags[x]
-				got, ok := u.take(x)
-				if ok != there || ok && got != want {
-					t.Fatalf("take(%d) = %v, %v, want %v, %v", x, got, ok, want, there)
-				}
-				delete(m.tags, x)
-				delete(m.held, x)
-			},
-			"takeUpTo": func(t *rapid.T) {
-				x := tag.Draw(t, "x")
-				var got, want []delivered
-				u.takeUpTo(x, func(d delivered) {
-					for i := range d.count {
-						got = append(got, delivered{d.slot, d.lane, d.first + i, 1})
-					}
-				})
-				for _, y := range m.sorted(x) {
-					want = append(want, m.tags[y])
-					delete(m.tags, y)
-				}
-				if !slices.Equal(got, want) {
-					t.Fatalf("takeUpTo(%d) = %v, want %v", x, got, want)
-				}
-			},
-			"hold": func(t *rapid.T) {
-				if x := tag.Draw(t, "x"); u.has(x) {
-					u.hold(x)
-					m.held[x] = true
-				}
-			},
+			"add": m.add, "take": m.take, "takeUpTo": m.takeUpTo, "hold": m.hold,
 			"unhold": func(*rapid.T) {
-				u.unhold()
+				m.u.unhold()
 				clear(m.held)
 			},
-			"": func(t *rapid.T) {
-				if u.count != len(m.tags) {
-					t.Fatalf("count %d, want %d", u.count, len(m.tags))
-				}
-				for range 3 {
-					x := tag.Draw(t, "probe")
-					if _, there := m.tags[x]; u.has(x) != (there && !m.held[x]) {
-						t.Fatalf("has(%d) = %v", x, u.has(x))
-					}
-				}
-				var all []uint64
-				u.eachUpTo(next, func(tag uint64) { all = append(all, tag) })
-				if !slices.Equal(all, m.sorted(next)) {
-					t.Fatalf("eachUpTo: %v, want %v", all, m.sorted(next))
-				}
-			},
+			"": m.check,
 		})
 	})
+}
+
+// tag draws one, mostly one that is pending.
+func (m *unackedModel) tag(t *rapid.T) uint64 {
+	if tags := m.sorted(math.MaxUint64); len(tags) > 0 && rapid.IntRange(0, 9).Draw(t, "known") > 0 {
+		return rapid.SampledFrom(tags).Draw(t, "tag")
+	}
+	return rapid.Uint64Range(0, m.next+2000).Draw(t, "any tag")
+}
+
+func (m *unackedModel) add(t *rapid.T) {
+	m.next += rapid.SampledFrom([]uint64{0, 0, 0, 1, 5, 1024, 5000}).Draw(t, "gap")
+	n := rapid.SampledFrom([]int{1, 1, 2, 3, 64, 1500}).Draw(t, "n")
+	slot := rapid.Uint32Range(0, 2).Draw(t, "slot")
+	lane := rapid.Uint8Range(0, 1).Draw(t, "lane")
+	off := rapid.SampledFrom([]uint64{0, m.next, m.next + 1, runOffsetMax - 5000}).Draw(t, "offset")
+	m.u.add(m.next, slot, lane, off, n)
+	for i := range uint64(n) {
+		m.tags[m.next+i] = delivered{slot, lane, off + i, 1}
+	}
+	m.next += uint64(n)
+}
+
+func (m *unackedModel) take(t *rapid.T) {
+	x := m.tag(t)
+	want, there := m.tags[x]
+	got, ok := m.u.take(x)
+	if ok != there || ok && got != want {
+		t.Fatalf("take(%d) = %v, %v, want %v, %v", x, got, ok, want, there)
+	}
+	delete(m.tags, x)
+	delete(m.held, x)
+}
+
+func (m *unackedModel) takeUpTo(t *rapid.T) {
+	x := m.tag(t)
+	var got, want []delivered
+	m.u.takeUpTo(x, func(d delivered) {
+		for i := range d.count {
+			got = append(got, delivered{d.slot, d.lane, d.first + i, 1})
+		}
+	})
+	for _, y := range m.sorted(x) {
+		want = append(want, m.tags[y])
+		delete(m.tags, y)
+	}
+	if !slices.Equal(got, want) {
+		t.Fatalf("takeUpTo(%d) = %v, want %v", x, got, want)
+	}
+}
+
+func (m *unackedModel) hold(t *rapid.T) {
+	if x := m.tag(t); m.u.has(x) {
+		m.u.hold(x)
+		m.held[x] = true
+	}
+}
+
+func (m *unackedModel) check(t *rapid.T) {
+	if m.u.count != len(m.tags) {
+		t.Fatalf("count %d, want %d", m.u.count, len(m.tags))
+	}
+	for range 3 {
+		x := m.tag(t)
+		if _, there := m.tags[x]; m.u.has(x) != (there && !m.held[x]) {
+			t.Fatalf("has(%d) = %v", x, m.u.has(x))
+		}
+	}
+	var all []uint64
+	m.u.eachUpTo(m.next, func(tag uint64) { all = append(all, tag) })
+	if !slices.Equal(all, m.sorted(m.next)) {
+		t.Fatalf("eachUpTo: %v, want %v", all, m.sorted(m.next))
+	}
 }
 
 // A million deliveries that alternate between consumers are the worst case.
