@@ -129,9 +129,14 @@ func orNone(v int) int {
 func (f *benchFlags) run(cmd *cobra.Command) error {
 	ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	res, err := bench.Run(ctx, f.config(cmd))
+	cfg := f.config(cmd)
+	cfg.EnsureDefaults()
+	if err := cfg.Validate(); err != nil {
+		return usageError{err}
+	}
+	res, err := bench.Run(ctx, cfg)
 	if err != nil {
-		return explain(err, f.cfg.URL)
+		return explain(err, cfg.URL)
 	}
 	if f.asJSON {
 		enc := json.NewEncoder(cmd.OutOrStdout())
