@@ -50,6 +50,7 @@ type Broker struct {
 	blocked  map[string]bool // reasons why no messages are taken
 	nextID   atomic.Uint64
 	stop     chan struct{}
+	stopOnce sync.Once
 	wg       sync.WaitGroup
 }
 
@@ -87,7 +88,7 @@ func Open(cfg Config) (*Broker, error) {
 }
 
 // Close asks all sessions to end, waits a moment for them, and closes the data
-// directory.
+// directory. A second call does nothing.
 func (b *Broker) Close() error {
 	for _, s := range b.sessionList() {
 		s.sink.Shutdown("broker shutting down")
@@ -98,9 +99,13 @@ func (b *Broker) Close() error {
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	close(b.stop)
-	b.wg.Wait()
-	return b.node.Close()
+	err := error(nil)
+	b.stopOnce.Do(func() {
+		close(b.stop)
+		b.wg.Wait()
+		err = b.node.Close()
+	})
+	return err
 }
 
 func (b *Broker) sessionList() []*Session {

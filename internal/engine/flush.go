@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -19,8 +20,18 @@ type job struct {
 	ranges []msg.Range
 }
 
-// flush moves what the shard still needs of the WAL files up to seq into segments.
+// flush moves what the shard still needs of the WAL files up to seq into segments. index
+// is the last entry there: what is durable but not applied yet has no notes, so it waits
+// for that.
 func (k *Keeper) flush(s *Shard, seq, index uint64) error {
+	for applied := uint64(0); applied < index; {
+		if !s.Call(func() { applied = s.Core().Applied() }) {
+			return ErrStopped
+		}
+		if applied < index && !k.sleep(time.Millisecond) {
+			return ErrStopped
+		}
+	}
 	from, to := s.m.tail.span(seq)
 	return k.move(s, from, to, store.Flushed{WALSeq: seq, Index: index})
 }

@@ -71,8 +71,8 @@ func poke(ch chan struct{}) {
 }
 
 // Pressure reports that the WAL is so far ahead of the flusher that publishers should
-// wait.
-func (k *Keeper) Pressure() bool { return k.pressure.Load() }
+// wait. Once the WAL has failed nothing gets better by waiting.
+func (k *Keeper) Pressure() bool { return k.pressure.Load() && k.wal.Err() == nil }
 
 // take receives a cut from a shard's loop.
 func (k *Keeper) take(c shard.Cut) {

@@ -193,22 +193,22 @@ func (m *Machine) applyAppend(c *shard.Command, sub uint64, i int, op *msg.Op, r
 
 // settle records a settlement and keeps the accounts of segments and tail.
 func (m *Machine) settle(log msg.LogID, n uint8, r msg.Range, why msg.Reason) {
-	l := m.places.lanes[lane{log, n}]
 	ln, ok := m.ledger.Lane(log, n)
-	if !ok || l == nil {
+	if !ok {
 		return
 	}
-	if len(l.runs) > 0 && !m.volatileOnly() {
+	l := m.places.lanes[lane{log, n}] // nil in a replay of what needed no segment
+	if l != nil && len(l.runs) > 0 {
 		m.countDead(l, ln, r)
 	}
 	newly := m.ledger.Settle(log, n, r, why)
 	if m.leading {
 		m.dispatch.Settled(log, n, newly)
 	}
-	l.trim(ln.Low(), m.unref)
+	if l != nil {
+		l.trim(ln.Low(), m.unref)
+	}
 }
-
-func (m *Machine) volatileOnly() bool { return m.store == nil }
 
 func (m *Machine) unref(sub uint64) { m.tail.unref(sub, m.volatile) }
 
@@ -250,9 +250,7 @@ func (m *Machine) applyDelete(log msg.LogID) {
 	m.ledger.Lanes(log, func(n uint8, ln *queue.Lane) bool {
 		lanes = append(lanes, n)
 		if l := m.places.lanes[lane{log, n}]; l != nil {
-			if m.store != nil {
-				m.countDead(l, ln, msg.Range{First: 0, Count: ln.Tail()})
-			}
+			m.countDead(l, ln, msg.Range{First: 0, Count: ln.Tail()})
 			l.trim(^msg.Offset(0), m.unref)
 		}
 		return true

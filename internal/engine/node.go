@@ -7,6 +7,7 @@ import (
 	"io"
 	"path/filepath"
 	"sync/atomic"
+	"time"
 
 	"github.com/sluicemq/sluice/internal/msg"
 	"github.com/sluicemq/sluice/internal/shard"
@@ -273,6 +274,21 @@ func (n *Node) run() {
 	}
 	n.volatile.Start()
 	n.keeper.start()
+	for _, s := range append(n.queues, n.volatile) {
+		s.awaitLead()
+	}
+}
+
+// awaitLead waits until the shard leads, which with one voter takes one write.
+func (s *Shard) awaitLead() {
+	for leads := false; !leads; {
+		if !s.Call(func() { leads = s.m.leading || s.Core() != nil && s.Core().Failed() != nil }) {
+			return
+		}
+		if !leads {
+			time.Sleep(time.Millisecond)
+		}
+	}
 }
 
 // Meta returns the metadata shard.

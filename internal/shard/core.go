@@ -20,6 +20,8 @@ var (
 	ErrFailed = errors.New("shard: the write-ahead log failed")
 	// ErrStopped: the shard was stopped before the submission was ordered.
 	ErrStopped = errors.New("shard: stopped")
+	// ErrTooLarge: the submission does not fit into a file of the write-ahead log.
+	ErrTooLarge = errors.New("shard: submission larger than a file of the write-ahead log")
 )
 
 // Log is where entries are made durable; *wal.Log is one.
@@ -279,6 +281,10 @@ func (c *Core) Submit(s Sub) {
 		s.fail(c.cfg.ID, c.failure())
 		return
 	}
+	if s.Chunk.Len()+msg.BatchHeaderLen(1) > c.cfg.Log.MaxPayload() {
+		s.fail(c.cfg.ID, ErrTooLarge)
+		return
+	}
 	c.pending.push(s, c.cfg.Now())
 }
 
@@ -362,6 +368,9 @@ func (c *Core) leaseHolds() bool {
 	}
 	return need <= 0
 }
+
+// Failed returns why the shard failed for good, nil while it works.
+func (c *Core) Failed() error { return c.failed }
 
 // Applied returns the index of the last applied entry.
 func (c *Core) Applied() uint64 { return c.applied }

@@ -75,6 +75,14 @@ func (p *pending) lazyUntil() time.Time {
 	return p.lazyFrom.Add(settleDelay)
 }
 
+// nextLen returns the length of the next unproposed submission, 0 if there is none.
+func (p *pending) nextLen() int {
+	if p.next >= len(p.subs) {
+		return 0
+	}
+	return p.subs[p.next].Chunk.Len()
+}
+
 // take returns the next unproposed submission and its sequence.
 func (p *pending) take() (s *Sub, seq uint64, ok bool) {
 	if p.next >= len(p.subs) {

@@ -40,8 +40,7 @@ func (c *Core) propose() (more bool) {
 		add(msg.Part{Sub: ch.Bytes()}, ch)
 	}
 	c.addOffers(add)
-	limit := min(batchBytesMax, c.cfg.Log.MaxPayload())
-	for len(parts) < batchPartsMax && size < limit/2 {
+	for len(parts) < batchPartsMax && (len(parts) == 0 || c.fits(size+c.pending.nextLen(), len(parts)+1)) {
 		s, seq, ok := c.pending.take()
 		if !ok {
 			break
@@ -57,6 +56,11 @@ func (c *Core) propose() (more bool) {
 	}
 	c.proposeBatch(parts, chunks)
 	return c.pending.next < len(c.pending.subs) && c.inflight < c.cfg.MaxInflight
+}
+
+// fits says whether a batch of so many bytes in so many parts may be proposed.
+func (c *Core) fits(size, parts int) bool {
+	return size+msg.BatchHeaderLen(parts) <= min(batchBytesMax, c.cfg.Log.MaxPayload())
 }
 
 func (c *Core) addOffers(add func(msg.Part, *buf.Chunk)) {
