@@ -42,7 +42,7 @@ func newRoot() *cobra.Command {
 		SilenceErrors: true,
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(newServeCmd(), newQueuesCmd(), newCheckCmd(), newBenchCmd(), newVersionCmd())
+	root.AddCommand(newServeCmd(), newPublishCmd(), newConsumeCmd(), newQueuesCmd(), newCheckCmd(), newBenchCmd(), newVersionCmd())
 	return root
 }
 
