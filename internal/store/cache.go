@@ -1,7 +1,6 @@
 package store
 
 import (
-	"container/list"
 	"sync"
 
 	"github.com/sluicemq/sluice/internal/buf"
@@ -27,7 +26,8 @@ type blockCache struct {
 
 	mu     sync.Mutex
 	blocks map[blockKey]*cachedBlock
-	root   cachedBlock // ring: root.next is the most recent
+	root   cachedBlock  // ring: root.next is the most recent
+	free   *cachedBlock // the one evicted last, for the next one
 	bytes  int64
 	hits   uint64
 	misses uint64
@@ -74,7 +74,12 @@ func (c *blockCache) put(key blockKey, chunk *buf.Chunk) {
 	if c.blocks[key] != nil {
 		return // another reader was faster
 	}
-	b := &cachedBlock{key: key, chunk: chunk.Retain()}
+	b := c.free
+	c.free = nil
+	if b == nil {
+		b = &cachedBlock{}
+	}
+	b.key, b.chunk = key, chunk.Retain()
 	c.blocks[key] = b
 	c.pushFront(b)
 	c.bytes += size
@@ -88,6 +93,8 @@ func (c *blockCache) dropLocked(b *cachedBlock) {
 	delete(c.blocks, b.key)
 	c.bytes -= int64(b.chunk.Cap())
 	b.chunk.Release()
+	b.chunk = nil
+	c.free = b
 }
 
 // forget drops the blocks of a segment, or all of them for 0.
@@ -105,25 +112,28 @@ func (c *blockCache) forget(seg SegID) {
 
 // handle is an open segment file.
 type handle struct {
-	id   SegID
-	f    vfs.File
-	refs int           // guarded by handles.mu
-	elem *list.Element // in handles.idle while refs is 0
-	gone bool          // to be closed by the last user
+	id         SegID
+	f          vfs.File
+	refs       int // guarded by handles.mu
+	prev, next *handle
+	gone       bool // to be closed by the last user
 }
 
-// handles keeps segment files open: all that are being read, and up to max idle ones.
+// handles keeps segment files open: all that are being read, and idle ones as long
+// as there are at most max.
 type handles struct {
 	s   *Store
 	max int
 
 	mu   sync.Mutex
 	open map[SegID]*handle
-	idle *list.List // of *handle, least recently used at the front
+	idle handle // ring of handles without users: idle.next is the most recent
 }
 
 func newHandles(s *Store, limit int) *handles {
-	return &handles{s: s, max: limit, open: map[SegID]*handle{}, idle: list.New()}
+	hs := &handles{s: s, max: limit, open: map[SegID]*handle{}}
+	hs.idle.prev, hs.idle.next = &hs.idle, &hs.idle
+	return hs
 }
 
 // acquire opens a segment's file or finds it open. The caller holds a reference to
@@ -131,33 +141,33 @@ func newHandles(s *Store, limit int) *handles {
 func (hs *handles) acquire(g *segment) (*handle, error) {
 	id := g.meta.ID
 	hs.mu.Lock()
-	if h := hs.use(id); h != nil {
-		hs.mu.Unlock()
+	h := hs.useLocked(id)
+	hs.mu.Unlock()
+	if h != nil {
 		return h, nil
 	}
-	hs.mu.Unlock()
 	f, err := hs.s.fs.Open(hs.s.abs(g.path))
 	if err != nil {
 		return nil, err
 	}
 	hs.mu.Lock()
 	defer hs.mu.Unlock()
-	if h := hs.use(id); h != nil { // another reader was faster
-		return h, f.Close()
+	if h := hs.useLocked(id); h != nil { // another reader was faster
+		_ = f.Close() // it was only opened
+		return h, nil
 	}
-	h := &handle{id: id, f: f, refs: 1}
+	h = &handle{id: id, f: f, refs: 1}
 	hs.open[id] = h
 	return h, nil
 }
 
-func (hs *handles) use(id SegID) *handle {
+func (hs *handles) useLocked(id SegID) *handle {
 	h := hs.open[id]
 	if h == nil {
 		return nil
 	}
-	if h.elem != nil {
-		hs.idle.Remove(h.elem)
-		h.elem = nil
+	if h.refs == 0 {
+		h.prev.next, h.next.prev = h.next, h.prev
 	}
 	h.refs++
 	return h
@@ -170,46 +180,40 @@ func (hs *handles) release(h *handle) {
 		return
 	}
 	if h.gone {
-		hs.close(h)
+		_ = h.f.Close() // it was only read
 		return
 	}
-	h.elem = hs.idle.PushBack(h)
-	for len(hs.open) > hs.max && hs.idle.Len() > 0 {
-		old := hs.idle.Remove(hs.idle.Front()).(*handle)
-		delete(hs.open, old.id)
-		hs.close(old)
+	h.prev, h.next = &hs.idle, hs.idle.next
+	h.prev.next, h.next.prev = h, h
+	for len(hs.open) > hs.max && hs.idle.prev != &hs.idle {
+		hs.closeLocked(hs.idle.prev)
 	}
 }
 
-// close closes a file that was only read: an error would mean nothing.
-func (hs *handles) close(h *handle) { _ = h.f.Close() }
-
-// forget closes a segment's handle when its last user lets go.
-func (hs *handles) forget(id SegID) {
-	hs.mu.Lock()
-	defer hs.mu.Unlock()
-	h := hs.open[id]
-	if h == nil {
-		return
-	}
-	delete(hs.open, id)
+// closeLocked closes an idle handle, or has its last user do it.
+func (hs *handles) closeLocked(h *handle) {
+	delete(hs.open, h.id)
 	if h.refs > 0 {
 		h.gone = true
 		return
 	}
-	hs.idle.Remove(h.elem)
-	hs.close(h)
+	h.prev.next, h.next.prev = h.next, h.prev
+	_ = h.f.Close() // it was only read
 }
 
-// closeAll closes everything; nothing may be in use.
+// forget closes a segment's handle.
+func (hs *handles) forget(id SegID) {
+	hs.mu.Lock()
+	defer hs.mu.Unlock()
+	if h := hs.open[id]; h != nil {
+		hs.closeLocked(h)
+	}
+}
+
 func (hs *handles) closeAll() {
 	hs.mu.Lock()
-	ids := make([]SegID, 0, len(hs.open))
-	for id := range hs.open {
-		ids = append(ids, id)
-	}
-	hs.mu.Unlock()
-	for _, id := range ids {
-		hs.forget(id)
+	defer hs.mu.Unlock()
+	for _, h := range hs.open {
+		hs.closeLocked(h)
 	}
 }

@@ -122,7 +122,8 @@ type source struct {
 	infos []runInfo
 	cur   int // the first run that the merge has not come to
 
-	todo []wanted // runs of the current (log, lane), ascending
+	lane []wanted // runs of the current (log, lane), ascending
+	at   int      // the next of them
 	now  wanted   // the run that is being walked
 	live liveSet
 	pos  int64 // of the next block
@@ -166,7 +167,7 @@ func (src *source) close() {
 	src.s.files.release(src.h)
 }
 
-// next finds the next live entry of the runs in todo; false at their end.
+// next finds the next live entry of the runs in lane; false at their end.
 func (src *source) next() (bool, error) {
 	for {
 		for src.it.next(&src.e) {
@@ -178,10 +179,11 @@ func (src *source) next() (bool, error) {
 			return false, src.damage("contents of entries")
 		}
 		if len(src.live.ranges) == 0 || src.pos >= src.end {
-			if len(src.todo) == 0 {
+			if src.at == len(src.lane) {
 				return false, nil
 			}
-			src.now, src.todo = src.todo[0], src.todo[1:]
+			src.now = src.lane[src.at]
+			src.at++
 			run := &src.now.run
 			src.live = liveSet{src.now.ranges}
 			src.pos, src.end = int64(run.Pos), int64(run.Pos)+int64(run.Size)
@@ -272,6 +274,7 @@ func (m *merge) run() error {
 func (m *merge) mergeLane(run Run) error {
 	m.lane = m.lane[:0]
 	for _, src := range m.sources {
+		src.lane, src.at = src.lane[:0], 0
 		for src.cur < len(src.runs) && compareRuns(src.runs[src.cur], run) == 0 {
 			m.lane = append(m.lane, laneRun{src, src.runs[src.cur], src.infos[src.cur]})
 			src.cur++
@@ -293,11 +296,11 @@ func (m *merge) mergeLane(run Run) error {
 		bytes += int64(l.info.own) * n / int64(l.run.Count)
 		entries += n
 		stubs += int64(l.info.stubs) * n / int64(l.run.Count)
-		l.src.todo = append(l.src.todo, wanted{l.run, ranges, group})
+		l.src.lane = append(l.src.lane, wanted{l.run, ranges, group})
 	}
 	m.active = m.active[:0]
 	for _, src := range m.sources {
-		if len(src.todo) == 0 {
+		if len(src.lane) == 0 {
 			continue
 		}
 		ok, err := src.next()
@@ -406,7 +409,7 @@ func (s *Store) Measure(id SegID, live LiveFunc) (int64, error) {
 			total += int64(run.Size)
 			continue
 		}
-		src.todo = append(src.todo[:0], wanted{run: run, ranges: ranges})
+		src.lane, src.at = append(src.lane[:0], wanted{run: run, ranges: ranges}), 0
 		for {
 			ok, err := src.next()
 			if err != nil {

@@ -1,7 +1,6 @@
 package store
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -135,7 +134,7 @@ func (s *Store) recover() (*Recovery, error) {
 			rec.Orphans++
 		}
 	}
-	shards := map[uint32][]Run{}
+	shards := map[uint32][][]Run{} // by segment
 	for shard := range s.state.shards {
 		shards[shard] = nil
 	}
@@ -149,14 +148,10 @@ func (s *Store) recover() (*Recovery, error) {
 		if damage != nil {
 			rec.Damages = append(rec.Damages, damage)
 		}
-		shards[m.Shard] = append(shards[m.Shard], runs...)
+		shards[m.Shard] = append(shards[m.Shard], runs)
 	}
 	for _, shard := range slices.Sorted(maps.Keys(shards)) {
-		runs := shards[shard]
-		slices.SortFunc(runs, func(a, b Run) int {
-			return cmp.Or(cmp.Compare(a.Log, b.Log), cmp.Compare(a.Lane, b.Lane), cmp.Compare(a.First, b.First))
-		})
-		rec.Shards = append(rec.Shards, RecoveredShard{shard, runs})
+		rec.Shards = append(rec.Shards, RecoveredShard{shard, mergeSorted(shards[shard])})
 		damage, err := s.openCheckpoint(shard)
 		if err != nil {
 			return nil, err
@@ -166,6 +161,37 @@ func (s *Store) recover() (*Recovery, error) {
 		}
 	}
 	return rec, nil
+}
+
+// mergeSorted merges lists of runs that are sorted by (log, lane, first).
+func mergeSorted(lists [][]Run) []Run {
+	if len(lists) == 0 {
+		return nil
+	}
+	for len(lists) > 1 {
+		half := lists[:0:0]
+		for i := 0; i+1 < len(lists); i += 2 {
+			half = append(half, mergeTwo(lists[i], lists[i+1]))
+		}
+		if len(lists)%2 == 1 {
+			half = append(half, lists[len(lists)-1])
+		}
+		lists = half
+	}
+	return lists[0]
+}
+
+func mergeTwo(a, b []Run) []Run {
+	out := make([]Run, 0, len(a)+len(b))
+	for len(a) > 0 && len(b) > 0 {
+		x, y := &a[0], &b[0]
+		if x.Log < y.Log || x.Log == y.Log && (x.Lane < y.Lane || x.Lane == y.Lane && x.First <= y.First) {
+			out, a = append(out, *x), a[1:]
+		} else {
+			out, b = append(out, *y), b[1:]
+		}
+	}
+	return append(append(out, a...), b...)
 }
 
 // loadSegment enters a listed segment and returns its runs: from the directory or,
