@@ -38,13 +38,16 @@ func (f *fixture) settle(log msg.LogID, lane uint8, r msg.Range) {
 	f.d.Settled(log, lane, f.Settle(log, lane, r, msg.Acked))
 }
 
-func (f *fixture) reserve() (n int) {
+func (f *fixture) reserve() int {
+	var asked []laneKey
 	f.d.WantReserve(func(log msg.LogID, lane uint8, upto msg.Offset) {
-		n++
 		f.Reserve(log, lane, upto)
-		defer f.d.Reserved(log, lane)
+		asked = append(asked, laneKey{log, lane})
 	})
-	return n
+	for _, k := range asked {
+		f.d.Reserved(k.log, k.lane)
+	}
+	return len(asked)
 }
 
 // collect runs the dispatch to its end, with reservations, and returns the deliveries.
@@ -346,5 +349,79 @@ func TestConsumerOfEarlierTerm(t *testing.T) {
 	out := f.collect()
 	if len(out) != 1 || out[0].Count != 5 || !out[0].Redelivered {
 		t.Errorf("%+v", out)
+	}
+}
+
+// Held messages that are released are what they were: fresh ones are not flagged, those
+// delivered before are, each in ranges of their own and in order.
+func TestReleaseKeepsFlags(t *testing.T) {
+	f := newFixture(1, 10)
+	a := f.attach(t, &Consumer{Log: 1, Prefetch: 10})
+	f.publish(1, 0, 30)
+	f.collect()
+	held := f.d.HoldAll(1) // 10 to 29, never delivered
+	f.d.Return(a, 1, 0, []msg.Range{{First: 4, Count: 6}})
+	f.d.Detach(a)
+	b := f.attach(t, &Consumer{Log: 1})
+	f.d.Release(1, 0, held[0].Ranges)
+	want := []Delivery{{First: 4, Count: 6, Redelivered: true}, {First: 10, Count: 20}}
+	for i, d := range f.collect() {
+		if d.Consumer != b || d.First != want[i].First || d.Count != want[i].Count || d.Redelivered != want[i].Redelivered {
+			t.Errorf("%+v", d)
+		}
+	}
+	if c := f.d.Counts(1); c.Ready != 0 || c.Unacked != 30 {
+		t.Errorf("%+v", c)
+	}
+}
+
+// Whatever makes something deliverable wakes the log: here the consumer that can take it
+// isn't the one that the call is about.
+func TestWakeUps(t *testing.T) {
+	f := newFixture(1, 10)
+	a := f.attach(t, &Consumer{Log: 1})
+	f.publish(1, 0, 10)
+	f.collect()
+	f.attach(t, &Consumer{Log: 1})
+	f.d.Detach(a)
+	f.collect()
+	f.d.Return(a, 1, 0, []msg.Range{{First: 0, Count: 10}})
+	if n := len(f.collect()); n == 0 {
+		t.Error("what a detached consumer returned stays")
+	}
+	f.publish(1, 0, 5)
+	held := f.d.HoldAll(1)
+	if n := len(f.collect()); n != 0 {
+		t.Error("held messages are delivered")
+	}
+	f.d.Release(1, 0, held[0].Ranges)
+	if n := len(f.collect()); n == 0 {
+		t.Error("released messages stay")
+	}
+}
+
+// While a purge is not committed its messages count as fresh, so reservations can't pass
+// them by more than the window; its commit lets the lane go on.
+func TestReserveWaitsForPurge(t *testing.T) {
+	f := newFixture(1, 10)
+	f.attach(t, &Consumer{Log: 1, Prefetch: 1})
+	f.publish(1, 0, 101)
+	f.collect()
+	held := f.d.HoldAll(1) // 1 to 100
+	f.attach(t, &Consumer{Log: 1})
+	f.publish(1, 0, 10_000)
+	last := msg.Offset(0)
+	for _, d := range f.collect() {
+		last = d.First + uint64(d.Count) - 1
+	}
+	if want := uint64(1 + ReserveWindow - 1); last < want || last > 1+MaxReserveWindow {
+		t.Errorf("delivered up to %d", last)
+	}
+	f.settle(1, 0, held[0].Ranges[0])
+	for _, d := range f.collect() {
+		last = d.First + uint64(d.Count) - 1
+	}
+	if last != 10_100 {
+		t.Errorf("delivered up to %d", last)
 	}
 }

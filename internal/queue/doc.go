@@ -35,10 +35,10 @@
 // at or beyond a lane's reserved mark has ever been delivered. What is unsettled and
 // below the mark when a term starts is flagged as redelivered. At any moment
 //
-//	reserved <= first offset never delivered + MaxReserveWindow
+//	reserved <= first unsettled offset never delivered + MaxReserveWindow
 //
-// (or it is the mark that the term began with), so a crash flags at most
-// MaxReserveWindow fresh messages of a lane. See Dispatch.WantReserve.
+// so a crash flags at most MaxReserveWindow fresh messages of a lane, however often it
+// crashes. See Dispatch.WantReserve.
 //
 // # What it does not do
 //

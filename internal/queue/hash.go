@@ -43,27 +43,14 @@ func (h *hasher) addCounts(s *counts) {
 	if s == nil {
 		return
 	}
-	var from, end msg.Offset // the run so far; runs of neighboring chunks may belong together
-	n := uint16(0)
-	for i := range s.parts {
+	for i := range s.parts { // runs are merged within their part: equal counts, equal runs
 		base := s.parts[i].key << countBits
 		for _, r := range s.parts[i].runs {
-			f, e := base|uint64(r.first), (base|uint64(r.last))+1
-			if n == r.n && end == f {
-				end = e
-				continue
-			}
-			h.addRun(from, end, n)
-			from, end, n = f, e, r.n
+			h.add(base | uint64(r.first))
+			h.add(uint64(r.last))
+			h.add(uint64(r.n))
 		}
 	}
-	h.addRun(from, end, n)
-}
-
-func (h *hasher) addRun(from, end msg.Offset, n uint16) {
-	h.add(from)
-	h.add(end)
-	h.add(uint64(n))
 }
 
 // Hash returns a hash of all that a log's state says, 0 for an unknown log. Equal states

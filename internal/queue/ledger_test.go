@@ -122,6 +122,44 @@ func TestCheckpointOfDeletedLog(t *testing.T) {
 	}
 }
 
+func TestProducerSequence(t *testing.T) {
+	l := NewLedger()
+	l.Ensure(1, nil)
+	appendSeq := func(epoch uint32, seq uint64, n int) Outcome {
+		return l.Append(1, 0, n, &msg.Cond{Producer: 9, Epoch: epoch, Seq: seq})
+	}
+	for i, c := range []struct {
+		epoch uint32
+		seq   uint64
+		n     int
+		want  Outcome
+	}{
+		{1, 5, 3, Outcome{Code: Appended, First: 0}},           // begins anywhere: 5, 6, 7
+		{1, 5, 3, Outcome{Code: Duplicate, First: 0}},          // as it was
+		{1, 6, 2, Outcome{Code: Duplicate, First: 1}},          // its end
+		{1, 6, 3, Outcome{Code: Refused, Why: ProducerSeq}},    // 8 is new
+		{1, 9, 1, Outcome{Code: Refused, Why: ProducerSeq}},    // a gap
+		{1, 8, 2, Outcome{Code: Appended, First: 3}},           // 8, 9
+		{1, 5, 3, Outcome{Code: Duplicate, First: NoOffset}},   // too old to know where
+		{1, 7, 2, Outcome{Code: Duplicate, First: NoOffset}},   // from two appends
+		{0, 10, 1, Outcome{Code: Refused, Why: ProducerEpoch}}, // fenced
+		{2, 0, 1, Outcome{Code: Appended, First: 5}},           // a new epoch begins anywhere
+		{1, 10, 1, Outcome{Code: Refused, Why: ProducerEpoch}}, // so the old one is fenced
+		{2, ^uint64(0), 1, Outcome{Code: Refused, Why: ProducerSeq}},
+	} {
+		if got := appendSeq(c.epoch, c.seq, c.n); got != c.want {
+			t.Errorf("%d: epoch %d seq %d n %d: %+v, want %+v", i, c.epoch, c.seq, c.n, got, c.want)
+		}
+	}
+	l.Seal(1, 0)
+	if o := appendSeq(2, 0, 1); o.Code != Duplicate {
+		t.Errorf("a repetition to a sealed log: %+v", o)
+	}
+	if o := appendSeq(2, 1, 1); o.Code != Sealed {
+		t.Errorf("%+v", o)
+	}
+}
+
 // The set of deleted ids doesn't grow without bound, and survives a restart in parts.
 func TestDeletedIDs(t *testing.T) {
 	l := NewLedger()

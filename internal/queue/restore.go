@@ -458,10 +458,14 @@ func (r *decoder) chunk() (c chunkData) {
 func (r *decoder) countRuns() (runs []countRun) {
 	r.format(formatCounts)
 	at := uint64(0)
-	for range r.count(3) {
+	for i := range r.count(3) {
 		gap, count, n := r.uv(), r.uv(), r.uv()
 		if count == 0 || gap > countChunk-at || count > countChunk-at-gap || n == 0 || n > math.MaxUint16 {
 			r.fail("delivery counts")
+			return nil
+		}
+		if i > 0 && gap == 0 && runs[i-1].n == uint16(n) {
+			r.fail("delivery counts that touch")
 			return nil
 		}
 		runs = append(runs, countRun{uint16(at + gap), uint16(at + gap + count - 1), uint16(n)})

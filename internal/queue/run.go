@@ -193,12 +193,11 @@ func (d *Dispatch) Get(log msg.LogID, c *Consumer) (Delivery, GetStatus) {
 		return Delivery{}, GetEmpty
 	}
 	ln, b, status := g.next()
-	switch status {
-	case GetEmpty:
-		return Delivery{}, GetEmpty
-	case GetWait:
-		d.checkReserve(ln, true)
-		return Delivery{}, GetWait
+	if status != GetFound {
+		if status == GetWait {
+			d.checkReserve(ln, true)
+		}
+		return Delivery{}, status
 	}
 	src, _, bytes := d.locate(ln, b.first, 1)
 	d.handOver(c, ln, b, src, 1, bytes)
