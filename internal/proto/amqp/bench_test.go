@@ -90,6 +90,7 @@ func (s *nullSession) Open(_ broker.Identity, sink Sink) (Session, error) {
 type nullReader nullSession
 
 func (r *nullReader) Flush() {}
+func (r *nullReader) Close() {}
 func (r *nullReader) Each(d *queue.Delivery, fn func(off msg.Offset, rec *msg.Record) error) error {
 	for i := range uint64(d.Count) {
 		if err := fn(d.First+i, &r.record); err != nil {

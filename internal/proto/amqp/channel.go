@@ -39,9 +39,10 @@ type channel struct {
 	unacked unacked
 	// slots are the consumers that have something in flight or may get it, by their
 	// number in unacked. free are those that are nil.
-	slots   []*consumer
-	free    []uint32
-	getters map[Consumer]*consumer // those of basic.get
+	slots []*consumer
+	free  []uint32
+
+	getters map[Consumer]*consumer // reader; those of basic.get, until they are released
 }
 
 // openChannel handles the first frame on a channel number.
@@ -137,7 +138,7 @@ func (c *conn) channelFault(ch *channel, id amqpwire.MethodID, err error) error 
 		return e
 	}
 	c.srv.counters.ChannelErrors.Add(1)
-	c.debug("channel closed", "channel", ch.id, "code", int(e.Code), "text", e.Explanation)
+	c.log.Debug("channel closed", "channel", ch.id, "code", int(e.Code), "text", e.Explanation)
 	c.quitChannel(ch)
 	return c.send(ch.id, &amqpwire.ChannelClose{
 		ReplyCode: e.Code, ReplyText: e.Error(), ClassID: e.Method.Class(), MethodID: e.Method.Method(),
@@ -153,16 +154,19 @@ func (c *conn) quitChannel(ch *channel) {
 	ch.tx = nil
 	ch.mu.Lock()
 	slots := ch.slots
-	ch.slots, ch.free, ch.getters = nil, nil, nil
+	ch.slots, ch.free = nil, nil
 	ch.unacked = unacked{}
 	ch.mu.Unlock()
 	for _, cons := range slots {
-		if cons != nil {
+		if cons != nil && !cons.get {
 			c.detach(cons)
 			c.sess.Release(cons.bc)
 		}
 	}
-	ch.consumers = nil
+	for bc := range ch.getters {
+		c.sess.Release(bc)
+	}
+	ch.consumers, ch.getters = nil, nil
 }
 
 // method handles what happens seldom on a channel.

@@ -346,7 +346,7 @@ func TestRecover(t *testing.T) {
 	put(t, ch, "", "q", "b")
 	in := consume(t, ch, "q")
 	bodies(t, in, 2)
-	ok(t, ch.Recover(true))
+	ok(t, ch.Recover(true)) //nolint:staticcheck // deprecated, not gone
 	got, last := bodies(t, in, 2)
 	wantList(t, got, "a", "b")
 	if !last.Redelivered || last.DeliveryTag != 4 {

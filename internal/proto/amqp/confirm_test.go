@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"testing"
 
-	client "github.com/rabbitmq/amqp091-go"
-
 	"github.com/sluicemq/sluice/internal/proto/amqp/amqpwire"
 )
 
@@ -242,8 +240,7 @@ func TestCutConnections(t *testing.T) {
 			return n.Unacked == 0 && n.Ready == uint64(total-acked)
 		})
 	}
-	var c *client.Channel = r.channel()
-	in := consume(t, c, "q")
+	in := consume(t, r.channel(), "q")
 	last := -1
 	for range total - acked {
 		d := receive(t, in, "delivery")

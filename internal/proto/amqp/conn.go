@@ -1,7 +1,6 @@
 package amqp
 
 import (
-	"context"
 	"errors"
 	"log/slog"
 	"net"
@@ -63,11 +62,14 @@ type conn struct {
 	// settleMu makes the reader's and the writer's settlements take turns.
 	settleMu sync.Mutex
 
-	// attached are the consumers that wait for room in the byte pool.
+	// attached are the consumers that wait for room in the byte pool. idle are those
+	// that nothing refers to any more, for the reader to release.
 	attached struct {
 		sync.Mutex
-		set map[*consumer]struct{}
+		set  map[*consumer]struct{}
+		idle []*consumer
 	}
+	hasIdle atomic.Bool
 
 	in       input      // reader
 	channels []*channel // reader; by number
@@ -148,6 +150,7 @@ func (c *conn) loop() error {
 			err = e
 		}
 		c.submit()
+		c.releaseIdle()
 		c.t.addTo(&c.srv.counters)
 		if err != nil {
 			return err
@@ -386,9 +389,4 @@ func (r *closeRequest) reason() error {
 		return r.err
 	}
 	return fault(amqpwire.ConnectionForced, "%s", r.text)
-}
-
-// debug logs what is of interest only when looking for a fault.
-func (c *conn) debug(text string, args ...any) {
-	c.log.Log(context.Background(), slog.LevelDebug, text, args...)
 }

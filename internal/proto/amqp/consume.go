@@ -32,11 +32,14 @@ type consumer struct {
 	dirty     bool
 }
 
-// addSlot gives cons a slot, with one reference.
-func (ch *channel) addSlot(cons *consumer) error {
+// ref adds a reference to cons, with a slot for the first.
+func (cons *consumer) ref() error {
+	ch := cons.ch
 	ch.mu.Lock()
 	defer ch.mu.Unlock()
-	cons.refs = 1
+	if cons.refs++; cons.refs > 1 {
+		return nil
+	}
 	if k := len(ch.free); k > 0 {
 		cons.slot = ch.free[k-1]
 		ch.free = ch.free[:k-1]
@@ -44,6 +47,7 @@ func (ch *channel) addSlot(cons *consumer) error {
 		return nil
 	}
 	if len(ch.slots) >= maxSlots {
+		cons.refs = 0
 		return fault(amqpwire.ResourceError, "too many consumers on channel %d", ch.id)
 	}
 	cons.slot = uint32(len(ch.slots))
@@ -51,13 +55,15 @@ func (ch *channel) addSlot(cons *consumer) error {
 	return nil
 }
 
-// unref gives n references up.
-func (cons *consumer) unref(n int) {
+// unref gives a reference up.
+func (cons *consumer) unref() {
 	cons.ch.mu.Lock()
-	cons.unrefLocked(n)
+	cons.unrefLocked(1)
 	cons.ch.mu.Unlock()
 }
 
+// unrefLocked gives n references up, and with the last one the slot. Then the reader
+// may release the consumer, once it has submitted what it has collected.
 func (cons *consumer) unrefLocked(n int) {
 	cons.refs -= n
 	ch := cons.ch
@@ -66,8 +72,41 @@ func (cons *consumer) unrefLocked(n int) {
 	}
 	ch.slots[cons.slot] = nil
 	ch.free = append(ch.free, cons.slot)
-	if cons.get {
-		delete(ch.getters, cons.bc)
+	c := ch.c
+	c.attached.Lock()
+	c.attached.idle = append(c.attached.idle, cons)
+	c.attached.Unlock()
+	c.hasIdle.Store(true)
+}
+
+// gettersMax is how many consumers of basic.get a channel keeps for the next time.
+const gettersMax = 64
+
+// releaseIdle makes the broker forget consumers that nothing refers to any more. It
+// comes after submit: what is acknowledged must not be released.
+func (c *conn) releaseIdle() {
+	if !c.hasIdle.CompareAndSwap(true, false) {
+		return
+	}
+	c.attached.Lock()
+	list := c.attached.idle
+	c.attached.idle = nil
+	c.attached.Unlock()
+	for _, cons := range list {
+		ch := cons.ch
+		if ch.closed.Load() || cons.bc == nil {
+			continue
+		}
+		if cons.get {
+			ch.mu.Lock()
+			refs := cons.refs
+			ch.mu.Unlock()
+			if refs > 0 || len(ch.getters) <= gettersMax {
+				continue
+			}
+			delete(ch.getters, cons.bc)
+		}
+		c.sess.Release(cons.bc)
 	}
 }
 
@@ -119,7 +158,7 @@ func (c *conn) consume(ch *channel, m *amqpwire.BasicConsume) error {
 		tag = generatedTag()
 	}
 	cons := &consumer{ch: ch, tag: tag, noAck: m.NoAck}
-	if err := ch.addSlot(cons); err != nil {
+	if err := cons.ref(); err != nil {
 		return err
 	}
 	c.submit()
@@ -130,23 +169,29 @@ func (c *conn) consume(ch *channel, m *amqpwire.BasicConsume) error {
 		ch.needPool()
 		spec.Messages = ch.pool
 	}
-	_, err = c.sess.Consume(spec, func(bc Consumer) {
+	answer, err := amqpwire.AppendMethodFrame(nil, ch.id, &amqpwire.BasicConsumeOk{ConsumerTag: tag})
+	if err != nil {
+		return err
+	}
+	bc, err := c.sess.Consume(spec, func(bc Consumer) {
 		cons.bc = bc
 		cons.quorum = bc.Queue().Type == route.Quorum
-		if ch.consumers == nil {
-			ch.consumers = map[string]*consumer{}
+		if !m.NoWait {
+			c.out.control(answer)
 		}
-		ch.consumers[tag] = cons
-		c.attach(cons)
-		// The tag fits: it came in a short string, or is short.
-		_ = c.reply(ch, m.NoWait, &amqpwire.BasicConsumeOk{ConsumerTag: tag})
 	})
 	if err != nil {
-		c.detach(cons)
-		delete(ch.consumers, tag)
-		cons.unref(1)
+		cons.unref()
+		return err
 	}
-	return err
+	if ch.consumers == nil {
+		ch.consumers = map[string]*consumer{}
+	}
+	ch.consumers[tag] = cons
+	c.attach(cons)
+	// The byte pool may have run dry and filled again before the writer knew of it.
+	c.sess.Kick(bc)
+	return nil
 }
 
 // generatedTag makes up a consumer tag as RabbitMQ does.
@@ -244,30 +289,15 @@ func (c *conn) get(ch *channel, m *amqpwire.BasicGet) error {
 
 // getter returns the consumer of basic.get that bc belongs to, with a reference more.
 func (ch *channel) getter(bc Consumer, noAck bool) (*consumer, error) {
-	ch.mu.Lock()
 	cons := ch.getters[bc]
-	if cons != nil {
-		cons.refs++
+	if cons == nil {
+		cons = &consumer{ch: ch, noAck: noAck, bc: bc, get: true, quorum: bc.Queue().Type == route.Quorum}
+		if ch.getters == nil {
+			ch.getters = map[Consumer]*consumer{}
+		}
+		ch.getters[bc] = cons
 	}
-	ch.mu.Unlock()
-	if cons != nil && cons.noAck == noAck {
-		return cons, nil
-	}
-	if cons != nil {
-		cons.unref(1)
-	}
-	q := bc.Queue()
-	cons = &consumer{ch: ch, noAck: noAck, bc: bc, get: true, quorum: q.Type == route.Quorum}
-	if err := ch.addSlot(cons); err != nil {
-		return nil, err
-	}
-	ch.mu.Lock()
-	if ch.getters == nil {
-		ch.getters = map[Consumer]*consumer{}
-	}
-	ch.getters[bc] = cons
-	ch.mu.Unlock()
-	return cons, nil
+	return cons, cons.ref()
 }
 
 // queueName resolves the name "" to the queue that was declared last on the channel.

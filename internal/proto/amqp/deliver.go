@@ -35,7 +35,7 @@ func (w *writer) getOk(it *item) error {
 		}
 	}
 	w.t.got += int64(w.at.count)
-	cons.unref(1)
+	cons.unref()
 	return err
 }
 
@@ -72,6 +72,9 @@ func (w *writer) readRange() (err error) {
 func (w *writer) record(off msg.Offset, rec *msg.Record) error {
 	at := &w.at
 	ch := at.cons.ch
+	if off < at.next {
+		return nil // told twice
+	}
 	w.noteGone(off)
 	at.next = off + 1
 	ch.lastDelivery++

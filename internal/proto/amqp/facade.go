@@ -46,7 +46,7 @@ type Session interface {
 	Reader() RecordReader
 
 	// Consume attaches a consumer. It calls ready when nothing can fail any more and
-	// nothing was delivered yet.
+	// nothing was delivered yet, on another goroutine perhaps; ready must not block.
 	Consume(spec broker.ConsumeSpec, ready func(Consumer)) (Consumer, error)
 	// Cancel detaches c: nothing is delivered to it any more, what is in flight stays.
 	Cancel(c Consumer)
@@ -103,4 +103,6 @@ type RecordReader interface {
 	Each(d *queue.Delivery, fn func(off msg.Offset, rec *msg.Record) error) error
 	// Flush submits the settlements that Each made.
 	Flush()
+	// Close gives back the memory that is kept for the next Each, which may come.
+	Close()
 }

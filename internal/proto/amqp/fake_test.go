@@ -34,7 +34,6 @@ type fakeLog struct {
 	q       *route.Queue
 	records [][]byte
 	users   int // consumers
-	had     bool
 }
 
 func newFakeBroker() *fakeBroker {

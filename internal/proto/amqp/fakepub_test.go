@@ -43,6 +43,8 @@ func (r *fakeReader) Each(d *queue.Delivery, fn func(off msg.Offset, rec *msg.Re
 	return nil
 }
 
+func (r *fakeReader) Close() {}
+
 func (r *fakeReader) Flush() {
 	r.s.b.mu.Lock()
 	defer r.s.b.mu.Unlock()

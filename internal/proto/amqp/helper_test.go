@@ -186,14 +186,6 @@ func (r *rig) raw() *raw {
 	return &raw{t: r.t, nc: nc}
 }
 
-// pipe connects a raw client over net.Pipe.
-func (r *rig) pipe() *raw {
-	a, b := net.Pipe()
-	r.srv.ServeConn(b)
-	r.t.Cleanup(func() { a.Close() })
-	return &raw{t: r.t, nc: a}
-}
-
 func (w *raw) send(b []byte) {
 	w.t.Helper()
 	if _, err := w.nc.Write(b); err != nil {

@@ -297,12 +297,12 @@ func (o *outbox) requestClose(r *closeRequest) bool {
 // fullLocked says whether so much waits that the reader should wait too.
 func (o *outbox) fullLocked() bool { return o.mail.bytes+o.confirmBytes > outboxMax }
 
-// settle waits until nothing that was submitted is outstanding, and returns the first
-// failure since the last call.
-func (o *outbox) settle() (failure error, alive bool) {
+// settle waits until nothing that was submitted is outstanding. failure is the first
+// one since the last call.
+func (o *outbox) settle() (alive bool, failure error) {
 	alive = o.await(func() bool { return o.waiting == 0 })
 	o.mu.Lock()
 	failure, o.failure = o.failure, nil
 	o.mu.Unlock()
-	return failure, alive
+	return alive, failure
 }

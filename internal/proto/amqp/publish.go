@@ -239,13 +239,13 @@ func (c *conn) noteConfirm(ch *channel, slots uint32, nack bool) {
 	if slots == 0 {
 		b.immediate = true
 	}
-	runs := b.confirms.runs
-	if k := len(runs); k > 0 {
-		last := &runs[k-1]
+	f := b.confirms
+	if k := len(f.runs); k > 0 {
+		last := &f.runs[k-1]
 		if last.ch == ch && last.slots == slots && last.nack == nack && last.first+uint64(last.count) == ch.published {
 			last.count++
 			return
 		}
 	}
-	b.confirms.runs = append(runs, confirmRun{ch: ch, first: ch.published, count: 1, slots: slots, nack: nack})
+	f.runs = append(f.runs, confirmRun{ch: ch, first: ch.published, count: 1, slots: slots, nack: nack})
 }

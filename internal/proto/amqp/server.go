@@ -204,7 +204,11 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		_ = c.nc.Close()
 	}
 	s.mu.Unlock()
-	<-gone
+	// One that waits for the broker ends when the broker does.
+	select {
+	case <-gone:
+	case <-time.After(s.cfg.CloseTimeout):
+	}
 	return ctx.Err()
 }
 

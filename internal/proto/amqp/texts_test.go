@@ -46,10 +46,14 @@ var errorCases = []struct {
 		_, err := ch.QueueDeclare("q", true, false, true, false, nil)
 		return err
 	}, 405, lockedQ},
-	{"queue differs in type", true, declareArgs(client.Table{"x-queue-type": "quorum"}), 406,
-		"PRECONDITION_FAILED - inequivalent arg 'x-queue-type' for queue 'q' in vhost '/': received the value 'quorum' of type 'longstr' but current is none"},
-	{"queue differs in an argument", true, declareArgs(client.Table{"x-message-ttl": int64(1000)}), 406,
-		"PRECONDITION_FAILED - inequivalent arg 'x-message-ttl' for queue 'q' in vhost '/': received the value '1000' of type 'long' but current is none"},
+	{
+		"queue differs in type", true, declareArgs(client.Table{"x-queue-type": "quorum"}), 406,
+		"PRECONDITION_FAILED - inequivalent arg 'x-queue-type' for queue 'q' in vhost '/': received the value 'quorum' of type 'longstr' but current is none",
+	},
+	{
+		"queue differs in an argument", true, declareArgs(client.Table{"x-message-ttl": int64(1000)}), 406,
+		"PRECONDITION_FAILED - inequivalent arg 'x-message-ttl' for queue 'q' in vhost '/': received the value '1000' of type 'long' but current is none",
+	},
 	{"exchange differs in type", true, func(ch *client.Channel) error {
 		return ch.ExchangeDeclare("x", "fanout", true, false, false, false, nil)
 	}, 406, "PRECONDITION_FAILED - inequivalent arg 'type' for exchange 'x' in vhost '/': received 'fanout' but current is 'topic'"},
@@ -143,7 +147,7 @@ var errorCases = []struct {
 		return ch.Qos(1, 5, false)
 	}, 540, "NOT_IMPLEMENTED - prefetch_size!=0 (5)"},
 	{"recover without requeue", false, func(ch *client.Channel) error {
-		return ch.Recover(false)
+		return ch.Recover(false) //nolint:staticcheck // deprecated, not gone
 	}, 540, "NOT_IMPLEMENTED - requeue=false"},
 	{"flow", false, func(ch *client.Channel) error {
 		return ch.Flow(false)
@@ -163,28 +167,50 @@ var errorCases = []struct {
 	{"commit without tx", false, (*client.Channel).TxCommit, 406, "PRECONDITION_FAILED - channel is not transactional"},
 	{"rollback without tx", false, (*client.Channel).TxRollback, 406, "PRECONDITION_FAILED - channel is not transactional"},
 
-	{"unknown queue type", false, declareArgs(client.Table{"x-queue-type": "foo"}), 406,
-		`PRECONDITION_FAILED - invalid arg 'x-queue-type' for queue 'q' in vhost '/': "unsupported queue type 'foo'"`},
-	{"queue type that is no string", false, declareArgs(client.Table{"x-queue-type": int32(1)}), 406,
-		"PRECONDITION_FAILED - invalid arg 'x-queue-type' for queue 'q' in vhost '/': {unacceptable_type,signedint}"},
-	{"stream", false, declareArgs(client.Table{"x-queue-type": "stream"}), 540,
-		"NOT_IMPLEMENTED - queue type 'stream' of queue 'q' in vhost '/' is not supported"},
-	{"ttl that isn't served", false, declareArgs(client.Table{"x-message-ttl": int32(1)}), 540,
-		"NOT_IMPLEMENTED - argument 'x-message-ttl' of queue 'q' in vhost '/' is not supported"},
-	{"negative ttl", false, declareArgs(client.Table{"x-message-ttl": int32(-1)}), 406,
-		"PRECONDITION_FAILED - invalid arg 'x-message-ttl' for queue 'q' in vhost '/': {value_negative,-1}"},
-	{"ttl that is no number", false, declareArgs(client.Table{"x-message-ttl": "1"}), 406,
-		`PRECONDITION_FAILED - invalid arg 'x-message-ttl' for queue 'q' in vhost '/': "expected integer, got longstr"`},
-	{"expires 0", false, declareArgs(client.Table{"x-expires": int32(0)}), 406,
-		"PRECONDITION_FAILED - invalid arg 'x-expires' for queue 'q' in vhost '/': {value_zero,0}"},
-	{"priority too high", false, declareArgs(client.Table{"x-max-priority": int32(256)}), 406,
-		"PRECONDITION_FAILED - invalid arg 'x-max-priority' for queue 'q' in vhost '/': {max_value_exceeded,256}"},
-	{"dead-letter key alone", false, declareArgs(client.Table{"x-dead-letter-routing-key": "k"}), 406,
-		"PRECONDITION_FAILED - invalid arg 'x-dead-letter-routing-key' for queue 'q' in vhost '/': routing_key_but_no_dlx_defined"},
-	{"bad overflow", false, declareArgs(client.Table{"x-overflow": "x"}), 406,
-		"PRECONDITION_FAILED - invalid arg 'x-overflow' for queue 'q' in vhost '/': invalid_overflow"},
-	{"argument of another type", false, declareArgs(client.Table{"x-queue-type": "quorum", "x-max-priority": int32(5)}), 406,
-		"PRECONDITION_FAILED - invalid arg 'x-max-priority' for queue 'q' in vhost '/' of queue type rabbit_quorum_queue"},
+	{
+		"unknown queue type", false, declareArgs(client.Table{"x-queue-type": "foo"}), 406,
+		`PRECONDITION_FAILED - invalid arg 'x-queue-type' for queue 'q' in vhost '/': "unsupported queue type 'foo'"`,
+	},
+	{
+		"queue type that is no string", false, declareArgs(client.Table{"x-queue-type": int32(1)}), 406,
+		"PRECONDITION_FAILED - invalid arg 'x-queue-type' for queue 'q' in vhost '/': {unacceptable_type,signedint}",
+	},
+	{
+		"stream", false, declareArgs(client.Table{"x-queue-type": "stream"}), 540,
+		"NOT_IMPLEMENTED - queue type 'stream' of queue 'q' in vhost '/' is not supported",
+	},
+	{
+		"ttl that isn't served", false, declareArgs(client.Table{"x-message-ttl": int32(1)}), 540,
+		"NOT_IMPLEMENTED - argument 'x-message-ttl' of queue 'q' in vhost '/' is not supported",
+	},
+	{
+		"negative ttl", false, declareArgs(client.Table{"x-message-ttl": int32(-1)}), 406,
+		"PRECONDITION_FAILED - invalid arg 'x-message-ttl' for queue 'q' in vhost '/': {value_negative,-1}",
+	},
+	{
+		"ttl that is no number", false, declareArgs(client.Table{"x-message-ttl": "1"}), 406,
+		`PRECONDITION_FAILED - invalid arg 'x-message-ttl' for queue 'q' in vhost '/': "expected integer, got longstr"`,
+	},
+	{
+		"expires 0", false, declareArgs(client.Table{"x-expires": int32(0)}), 406,
+		"PRECONDITION_FAILED - invalid arg 'x-expires' for queue 'q' in vhost '/': {value_zero,0}",
+	},
+	{
+		"priority too high", false, declareArgs(client.Table{"x-max-priority": int32(256)}), 406,
+		"PRECONDITION_FAILED - invalid arg 'x-max-priority' for queue 'q' in vhost '/': {max_value_exceeded,256}",
+	},
+	{
+		"dead-letter key alone", false, declareArgs(client.Table{"x-dead-letter-routing-key": "k"}), 406,
+		"PRECONDITION_FAILED - invalid arg 'x-dead-letter-routing-key' for queue 'q' in vhost '/': routing_key_but_no_dlx_defined",
+	},
+	{
+		"bad overflow", false, declareArgs(client.Table{"x-overflow": "x"}), 406,
+		"PRECONDITION_FAILED - invalid arg 'x-overflow' for queue 'q' in vhost '/': invalid_overflow",
+	},
+	{
+		"argument of another type", false, declareArgs(client.Table{"x-queue-type": "quorum", "x-max-priority": int32(5)}), 406,
+		"PRECONDITION_FAILED - invalid arg 'x-max-priority' for queue 'q' in vhost '/' of queue type rabbit_quorum_queue",
+	},
 	{"transient quorum queue", false, func(ch *client.Channel) error {
 		_, err := ch.QueueDeclare("q", false, false, false, false, client.Table{"x-queue-type": "quorum"})
 		return err
@@ -357,7 +383,7 @@ func TestArgumentTable(t *testing.T) {
 func TestBadExpiration(t *testing.T) {
 	for s, want := range map[string]string{
 		"0": "", "10": "", "+5": "", "9223372036854775807": "",
-		"": "no_integer", "-": "no_integer", "x": "no_integer", " 1": "no_integer",
+		"": "no_integer", "-": "no_integer", "x": "no_integer", "\t1": "no_integer",
 		"1x": `{leftover_string,"x"}`, "-1": "{value_negative,-1}", "99999999999999999999": "{value_too_large,99999999999999999999}",
 	} {
 		if got := badExpiration(s); got != want {

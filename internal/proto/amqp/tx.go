@@ -101,7 +101,7 @@ func (c *conn) txCommit(ch *channel) error {
 	}
 	// Failures from here on are of this transaction.
 	c.submit()
-	if _, alive := c.out.settle(); !alive {
+	if alive, _ := c.out.settle(); !alive {
 		return c.stopReason()
 	}
 	ch.tx = nil
@@ -112,7 +112,7 @@ func (c *conn) txCommit(ch *channel) error {
 	}
 	c.submitSettlements(true)
 	c.submit()
-	failure, alive := c.out.settle()
+	alive, failure := c.out.settle()
 	switch {
 	case !alive:
 		return c.stopReason()

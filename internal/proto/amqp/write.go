@@ -51,6 +51,9 @@ type writer struct {
 	props   []byte   // properties that are being put together
 
 	wrote    bool // something, since the heartbeat timer fired last
+	idle     *time.Timer
+	idleSet  bool // idle runs
+	idleRead bool // rr has read something since idle was set
 	deadline time.Time
 	t        tally
 }
@@ -59,6 +62,8 @@ func (w *writer) init(c *conn) {
 	w.c = c
 	w.rr = c.sess.Reader()
 	w.visit = w.record
+	w.idle = time.NewTimer(time.Hour)
+	w.idle.Stop()
 	w.confirm = w.appendConfirm
 }
 
@@ -84,6 +89,8 @@ func (w *writer) run() {
 			case <-c.out.wake:
 			case <-beat:
 				err = w.heartbeat()
+			case <-w.idle.C:
+				w.readerIdle()
 			}
 		}
 		if err != nil {
@@ -98,12 +105,32 @@ func (w *writer) run() {
 func (w *writer) stop(err error) {
 	c := w.c
 	w.t.addTo(&c.srv.counters)
+	w.idle.Stop()
+	w.rr.Close()
 	if w.chunk != nil {
 		w.chunk.Release()
 	}
 	c.out.kill()
 	if !errors.Is(err, errWriterDone) {
 		_ = c.nc.Close()
+	}
+}
+
+// readerIdle gives back what rr keeps if it has read nothing for a while.
+func (w *writer) readerIdle() {
+	w.idleSet = false
+	if w.idleRead {
+		w.setIdle()
+		return
+	}
+	w.rr.Close()
+}
+
+func (w *writer) setIdle() {
+	w.idleRead = false
+	if !w.idleSet {
+		w.idleSet = true
+		w.idle.Reset(idleAfter)
 	}
 }
 
@@ -159,7 +186,10 @@ func (w *writer) enterSession(fn func()) {
 func (w *writer) endReads() {
 	if w.read {
 		w.rr.Flush()
-		w.read = false
+		w.read, w.idleRead = false, true
+		if !w.idleSet {
+			w.setIdle()
+		}
 	}
 	if !w.c.bytes.Hungry() {
 		return
@@ -188,7 +218,7 @@ func (w *writer) items() error {
 		case itemGet:
 			err = w.getOk(it)
 		case itemDetached:
-			it.cons.unref(1)
+			it.cons.unref()
 		case itemFinal:
 			// Nothing is put into the outbox behind it but what nobody waits for.
 			w.mail.items = w.mail.items[:i+1]
