@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"path/filepath"
 	"text/tabwriter"
 	"time"
 
@@ -45,7 +44,11 @@ func newQueuesCmd() *cobra.Command {
 }
 
 func askQueues(ctx context.Context, data string) (list []broker.QueueFigure, err error) {
-	path := filepath.Join(data, server.ControlSocket)
+	path, done, err := server.SocketPath(data)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
 	client := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return (&net.Dialer{}).DialContext(ctx, "unix", path)

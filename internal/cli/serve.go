@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -87,13 +88,14 @@ func serve(cmd *cobra.Command, cfg config.Config) error {
 	out := cmd.OutOrStdout()
 	fmt.Fprintf(out, "sluice %s, data in %s\n", version(), cfg.Data)
 	fmt.Fprintf(out, "listening for AMQP 0-9-1 on %s\n", s.AMQPAddr())
+	var failed error
 	select {
 	case sig := <-stop:
 		log.Info("draining", "signal", sig.String())
-	case err := <-s.Failed():
-		log.Error("stopping", "err", err)
+	case failed = <-s.Failed():
+		log.Error("stopping", "err", failed)
 	}
-	err = s.Stop()
+	err = errors.Join(failed, s.Stop())
 	log.Info("stopped")
 	return err
 }

@@ -46,6 +46,9 @@ type NodeConfig struct {
 	VolatileMemory int64
 	// Blocked is told when the disk refuses writes, and when it takes them again.
 	Blocked func(bool)
+	// Failed is told, once, when the write-ahead log failed for good: nothing can be
+	// confirmed any more, so the process should end.
+	Failed func(error)
 	// CheckpointBytes is shard.Config's.
 	CheckpointBytes int64
 }
@@ -132,7 +135,7 @@ func (n *Node) open(cfg NodeConfig) error {
 	lg, rec, err := wal.Open(wal.Options{
 		FS: cfg.FS, Dir: filepath.Join(cfg.Dir, "wal"), FileSize: cfg.WALFileBytes,
 		Tables: n.walTables, VerifyPayload: verifyPayload,
-		Events: wal.Events{FileSealed: func(wal.SealedFile) { poke(n.keeper.wake) }},
+		Events: wal.Events{FileSealed: func(wal.SealedFile) { poke(n.keeper.wake) }, Failed: cfg.Failed},
 	})
 	if err != nil {
 		return err

@@ -27,9 +27,16 @@ type Server struct {
 
 // Start opens the data directory and listens. cfg is complete and valid.
 func Start(cfg config.Config, log *slog.Logger) (*Server, error) {
+	failed := make(chan error, 2)
 	b, err := broker.Open(broker.Config{
 		Dir: cfg.Data, Shards: cfg.Storage.Shards,
 		Node: engine.NodeConfig{
+			Failed: func(err error) {
+				select {
+				case failed <- err:
+				default:
+				}
+			},
 			WALFileBytes: cfg.Storage.WALFileBytes, WALFiles: cfg.Storage.WALFiles,
 			TailCache: cfg.Storage.TailCacheBytes, VolatileMemory: cfg.Storage.VolatileBytes,
 		},
@@ -37,7 +44,7 @@ func Start(cfg config.Config, log *slog.Logger) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: cfg, broker: b, failed: make(chan error, 2)}
+	s := &Server{cfg: cfg, broker: b, failed: failed}
 	ln, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", cfg.AMQP.Listen)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("amqp: %w", err), b.Close())

@@ -268,7 +268,8 @@ func (c *Core) submit(req *appendReq) {
 }
 
 func (c *Core) walAppend(req *appendReq) wal.Append {
-	return wal.Append{Records: req.records, Done: func(err error, pos []wal.Position) {
+	// Without records it only waits for the writes before it: no sync of its own.
+	return wal.Append{Records: req.records, NoSync: len(req.records) == 0, Done: func(err error, pos []wal.Position) {
 		kept := append([]wal.Position(nil), pos...)
 		c.cfg.Post(func() { c.written(req, err, kept) })
 	}}
