@@ -51,6 +51,10 @@ interop: ## unmodified clients in Go, Python and Node, and the code of the docum
 torture: ## kill the broker KILLS times (30) under load, check what it promised
 	$(GO) run ./internal/torture/cmd/torture -kills $(KILLS)
 
+.PHONY: compare-amqp
+compare-amqp: ## sluice and RabbitMQ in turns under the same load; installs RabbitMQ from Debian
+	bash test/compare/compare-amqp.sh
+
 .PHONY: bench
 bench: build ## benchmarks with allocations of every package; then one load on a fresh broker
 	$(GO) test -run '^$$' -bench . -benchmem -benchtime 0.2s ./internal/...

@@ -49,6 +49,7 @@ var layers = []layer{
 	{path: "cmd/sluice", sees: []string{"internal/cli"}},
 	{path: "internal/torture"},
 	{path: "internal/torture/cmd/torture", sees: []string{"internal/torture"}},
+	{path: "test/compare/report", sees: []string{"internal/bench"}},
 	{path: "test/interop/cmd/interop"},
 	{path: "internal/lint"},
 }
