@@ -4,6 +4,7 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -98,6 +99,10 @@ type batch struct {
 func newConn(s *Server, nc net.Conn) *conn {
 	c := &conn{srv: s, cfg: &s.cfg, nc: nc}
 	c.id = nc.RemoteAddr().String() + " -> " + nc.LocalAddr().String()
+	if _, ok := nc.RemoteAddr().(*net.TCPAddr); !ok {
+		// Others may have no name, and the id must be unique.
+		c.id += " #" + strconv.FormatInt(s.unnamed.Add(1), 10)
+	}
 	c.log = s.cfg.Log.With("connection", c.id)
 	c.loopback = isLoopback(nc.RemoteAddr())
 	c.bytes = broker.NewPool(outboxRoom)
@@ -120,16 +125,20 @@ func isLoopback(a net.Addr) bool {
 func (c *conn) serve() {
 	err := c.handshake()
 	opened := err == nil
+	silent := err != nil && c.t.in == 0 // somebody looks whether the port is open
 	if opened {
 		c.srv.counters.Opened.Add(1)
 		c.log.Info("connection opened", "user", c.user, "vhost", c.vhost, "name", c.name)
 		err = c.loop()
 	}
 	c.end(err)
-	if opened {
+	switch {
+	case opened:
 		c.srv.counters.Closed.Add(1)
 		c.log.Info("connection closed", "reason", err)
-	} else {
+	case silent:
+		c.log.Debug("connection closed without a word")
+	default:
 		c.srv.counters.Refused.Add(1)
 		c.log.Warn("connection refused", "reason", err)
 	}
@@ -345,31 +354,39 @@ func (c *conn) Canceled(bc Consumer) {
 
 // Blocked implements Sink.
 func (c *conn) Blocked(reason string) {
-	c.setBlocked(true, &amqpwire.ConnectionBlocked{Reason: reason})
+	c.setBlocked(true, reason, &amqpwire.ConnectionBlocked{Reason: reason})
 }
 
 // Unblocked implements Sink.
 func (c *conn) Unblocked() {
-	c.setBlocked(false, &amqpwire.ConnectionUnblocked{})
+	c.setBlocked(false, "", &amqpwire.ConnectionUnblocked{})
 	c.nudge()
 }
 
-func (c *conn) setBlocked(blocked bool, m amqpwire.Method) {
+func (c *conn) setBlocked(blocked bool, why string, m amqpwire.Method) {
 	o := &c.out
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.blocked == blocked {
 		return
 	}
-	o.blocked = blocked
+	o.blocked, o.blockedBy = blocked, why
 	c.blocked.Store(blocked)
 	o.wakeReaderLocked()
+	if o.opened {
+		c.tellBlockedLocked(m)
+	}
+}
+
+// tellBlockedLocked sends connection.blocked or unblocked to a client that understands
+// it.
+func (c *conn) tellBlockedLocked(m amqpwire.Method) {
 	if !c.blockNotify {
 		return
 	}
 	if frame, err := amqpwire.AppendMethodFrame(nil, 0, m); err == nil {
-		o.controlLocked(itemControl, frame)
-		o.wakeWriter()
+		c.out.controlLocked(itemControl, frame)
+		c.out.wakeWriter()
 	}
 }
 

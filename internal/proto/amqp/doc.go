@@ -50,7 +50,7 @@
 //   - incomplete contents: Config.MaxMessageBytes each, twice that per connection
 //   - unacknowledged deliveries: 12 bytes each at worst, in ranges usually far less
 //   - frames held back while the broker takes no messages: 256 KiB plus a read buffer
-//   - a client that has not authenticated: 64 KiB, until the handshake timeout
+//   - a client that has not authenticated: less than 64 KiB, until the handshake timeout
 //
 // # Concurrency
 //

@@ -28,6 +28,7 @@ type fakeBroker struct {
 	kept     []func()
 	fail     error // what all completions fail with
 	refuse   error // what Publish fails with
+	blocked  bool
 }
 
 type fakeLog struct {
@@ -71,6 +72,9 @@ func (b *fakeBroker) Open(id broker.Identity, sink Sink) (Session, error) {
 	}
 	s := &fakeSession{b: b, id: id, sink: sink, consumers: map[*fakeConsumer]bool{}, gets: map[fakeGet]*fakeConsumer{}}
 	b.sessions[s] = true
+	if b.blocked {
+		sink.Blocked("low on disk")
+	}
 	return s, nil
 }
 

@@ -11,8 +11,9 @@ import (
 )
 
 // handshakeFrameMax bounds the frames of a client that has not authenticated. It is
-// more than the 4,096 bytes of the specification, for long tokens.
-const handshakeFrameMax = 32 << 10
+// more than the 4,096 bytes of the specification, for long tokens; with the buffer and
+// what is parsed from it such a client costs less than 64 KiB.
+const handshakeFrameMax = readHandshakeBytes - amqpwire.FrameOverhead
 
 const mechanisms = "PLAIN AMQPLAIN"
 
@@ -294,13 +295,21 @@ func (c *conn) openVHost() error {
 		return wireError(fault(amqpwire.NotAllowed, "%s", err.Error()), m.ID())
 	}
 	c.pub = c.sess.Publisher()
-	c.in.end, c.in.last = time.Time{}, time.Now()
-	c.in.stale = true
+	c.in.end, c.in.stale = time.Time{}, true
 	if err := c.nc.SetWriteDeadline(time.Time{}); err != nil {
 		return err
 	}
 	c.writerDone = make(chan struct{})
 	c.w.init(c)
 	go c.w.run()
-	return c.send(0, &amqpwire.ConnectionOpenOk{})
+	if err := c.send(0, &amqpwire.ConnectionOpenOk{}); err != nil {
+		return err
+	}
+	c.out.mu.Lock()
+	defer c.out.mu.Unlock()
+	c.out.opened = true
+	if c.out.blocked {
+		c.tellBlockedLocked(&amqpwire.ConnectionBlocked{Reason: c.out.blockedBy})
+	}
+	return nil
 }

@@ -260,6 +260,46 @@ func TestHeartbeats(t *testing.T) {
 	})
 }
 
+// The time that the broker itself doesn't read is not counted as the client's silence.
+func TestHeartbeatsWhileBlocked(t *testing.T) {
+	inBubble(t, Config{}, func(t *testing.T, b *fakeBroker, w *raw) {
+		w.hb = 10
+		w.open().openChannel()
+		go func() {
+			for {
+				if _, err := w.nc.Read(make([]byte, 4096)); err != nil {
+					return
+				}
+			}
+		}()
+		b.block(true)
+		written := make(chan struct{})
+		go func() {
+			message := amqpwire.AppendPublish(nil, 1, "", "q", false, false, nil, make([]byte, 1000), 0)
+			for range 2000 {
+				w.send(message)
+			}
+			close(written)
+		}()
+		time.Sleep(10 * time.Minute)
+		b.block(false)
+		<-written
+		time.Sleep(15 * time.Second)
+		w.send(amqpwire.AppendHeartbeat(nil))
+	})
+}
+
+// A client learns after connection.open-ok that the broker takes no messages.
+func TestBlockedFromTheBeginning(t *testing.T) {
+	inBubble(t, Config{}, func(t *testing.T, b *fakeBroker, w *raw) {
+		b.blocked = true
+		w.open()
+		if m := expectMethod[*amqpwire.ConnectionBlocked](w); m.Reason != "low on disk" {
+			t.Fatalf("got %+v", m)
+		}
+	})
+}
+
 func TestNoHeartbeats(t *testing.T) {
 	inBubble(t, Config{}, func(_ *testing.T, _ *fakeBroker, w *raw) {
 		w.open()

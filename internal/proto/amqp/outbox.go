@@ -102,6 +102,9 @@ type outbox struct {
 
 	canceled []*consumer // lost their queue, not yet forgotten by the reader
 	blocked  bool
+	// blockedBy is the reason for blocked; clients hear of it once opened is set.
+	blockedBy string
+	opened    bool
 }
 
 // closeRequest is a connection.close that is wanted.
@@ -264,11 +267,21 @@ func (o *outbox) finished(list []*flush) {
 		o.confirmBytes -= len(f.runs) * confirmRunBytes
 		clear(f.runs)
 		*f = flush{runs: f.runs[:0]}
-		if len(o.free) < 8 && cap(f.runs) <= 4096 {
+		if len(o.free) < 4 && cap(f.runs) <= 512 {
 			o.free = append(o.free, f)
 		}
 	}
 	o.wakeReaderLocked()
+}
+
+// shrink gives up the memory that is kept for the next mail.
+func (o *outbox) shrink() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.free = nil
+	if o.mail.empty() {
+		o.mail = mail{}
+	}
 }
 
 // kill makes the outbox drop everything from now on and wakes both goroutines.

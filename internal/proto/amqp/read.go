@@ -14,7 +14,7 @@ const (
 	readIdleBytes = 4 << 10
 	readBusyBytes = 256 << 10
 	// readHandshakeBytes bounds the buffer until the client has authenticated.
-	readHandshakeBytes = 64 << 10
+	readHandshakeBytes = 16 << 10
 	// idleAfter is when a large buffer is given back.
 	idleAfter = time.Second
 	// smallReads is after how many reads that left most of the buffer empty it
@@ -36,7 +36,7 @@ type input struct {
 
 	deadline time.Time // as it was set last; zero for none
 	stale    bool      // the deadline has passed or was changed by others
-	last     time.Time // when something was read last
+	last     time.Time // when the reader began to wait
 	end      time.Time // of the handshake; zero when that is over
 }
 
@@ -124,11 +124,9 @@ func (c *conn) armRead(now time.Time) {
 func (c *conn) fill() error {
 	in := &c.in
 	in.makeRoom()
-	for {
-		now := time.Now()
-		if in.last.IsZero() {
-			in.last = now
-		}
+	// The time that the reader spent elsewhere is not the client's silence.
+	in.last = time.Now()
+	for now := in.last; ; now = time.Now() {
 		c.armRead(now)
 		if c.attention.Load() {
 			return errAttention
@@ -145,8 +143,7 @@ func (c *conn) fill() error {
 			return err
 		}
 		in.stale = true
-		now = time.Now()
-		switch {
+		switch now = time.Now(); {
 		case c.attention.Load():
 			return errAttention
 		case !in.end.IsZero():
@@ -157,6 +154,7 @@ func (c *conn) fill() error {
 			return errHeartbeat
 		default:
 			in.idle()
+			c.scratch, c.batch.publish = nil, publish{}
 		}
 	}
 }
@@ -172,7 +170,4 @@ func (c *conn) received(n int) {
 	}
 	in.w += n
 	c.t.in += int64(n)
-	if c.heartbeat > 0 {
-		in.last = time.Now()
-	}
 }

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/sluicemq/sluice/internal/proto/amqp/amqpwire"
@@ -76,6 +77,7 @@ type Server struct {
 	broker   Broker
 	cfg      Config
 	counters Counters
+	unnamed  atomic.Int64  // connections whose addresses don't tell them apart
 	done     chan struct{} // closed by Shutdown
 
 	mu        sync.Mutex

@@ -53,7 +53,7 @@ type writer struct {
 	wrote    bool // something, since the heartbeat timer fired last
 	idle     *time.Timer
 	idleSet  bool // idle runs
-	idleRead bool // rr has read something since idle was set
+	busy     bool // there was something to do since idle was set
 	deadline time.Time
 	t        tally
 }
@@ -90,7 +90,7 @@ func (w *writer) run() {
 			case <-beat:
 				err = w.heartbeat()
 			case <-w.idle.C:
-				w.readerIdle()
+				w.shrink()
 			}
 		}
 		if err != nil {
@@ -116,19 +116,22 @@ func (w *writer) stop(err error) {
 	}
 }
 
-// readerIdle gives back what rr keeps if it has read nothing for a while.
-func (w *writer) readerIdle() {
+// shrink gives back memory if there was nothing to do for a while.
+func (w *writer) shrink() {
 	w.idleSet = false
-	if w.idleRead {
+	if w.busy {
 		w.setIdle()
 		return
 	}
 	w.rr.Close()
+	w.mail = mail{}
+	w.vec, w.heads, w.props, w.dirty, w.over, w.at = nil, nil, nil, nil, nil, delivery{}
+	w.c.out.shrink()
 }
 
+// setIdle sets the timer for shrink, at most once in its time.
 func (w *writer) setIdle() {
-	w.idleRead = false
-	if !w.idleSet {
+	if w.busy = w.idleSet; !w.busy {
 		w.idleSet = true
 		w.idle.Reset(idleAfter)
 	}
@@ -169,6 +172,7 @@ func (w *writer) pass() error {
 	}
 	w.t.addTo(&w.c.srv.counters)
 	w.enterSession(w.endReads)
+	w.setIdle()
 	return err
 }
 
@@ -186,10 +190,7 @@ func (w *writer) enterSession(fn func()) {
 func (w *writer) endReads() {
 	if w.read {
 		w.rr.Flush()
-		w.read, w.idleRead = false, true
-		if !w.idleSet {
-			w.setIdle()
-		}
+		w.read = false
 	}
 	if !w.c.bytes.Hungry() {
 		return
