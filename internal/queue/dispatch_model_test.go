@@ -581,4 +581,3 @@ func (m *dispatchMachine) drop(t *rapid.T) {
 	m.queue = slices.DeleteFunc(m.queue, func(o simOp) bool { return o.key.log == log })
 	m.forgetIdle()
 }
-

@@ -14,7 +14,7 @@ import (
 //	's' u64 log, u8 lane, u64 chunk  settled offsets of 65,536
 //	'c' u64 log, u8 lane, u64 chunk  delivery counts of 4,096 offsets
 //	'p' u64 log                      producers
-//	'm'                              links, tallies, deleted ids
+//	'm'                              tallies, deleted ids
 //	'd' u64 chunk                    deleted ids of 65,536
 //
 // A head names the parts that belong to it. So a stale part does no harm, a missing one
@@ -181,14 +181,7 @@ func (t *producerTable) encode() []byte {
 // encodeShard returns the value of the shard's key and queues the parts of the deleted
 // ids.
 func (l *Ledger) encodeShard() []byte {
-	b := binary.AppendUvarint([]byte{formatTable}, uint64(len(l.links)))
-	prev := uint64(0)
-	for _, id := range l.sortedLinks() {
-		b = binary.AppendUvarint(b, id-prev)
-		b = binary.AppendUvarint(b, l.links[id])
-		prev = id
-	}
-	b = binary.AppendUvarint(b, uint64(len(l.settledBy)))
+	b := binary.AppendUvarint([]byte{formatTable}, uint64(len(l.settledBy)))
 	for _, n := range l.settledBy {
 		b = binary.AppendUvarint(b, n)
 	}
@@ -196,13 +189,4 @@ func (l *Ledger) encodeShard() []byte {
 	l.shardState.stored = parts
 	b = appendRanges(b, inline)
 	return appendRanges(b, keyRanges(parts))
-}
-
-func (l *Ledger) sortedLinks() []uint64 {
-	ids := make([]uint64, 0, len(l.links))
-	for id := range l.links {
-		ids = append(ids, id)
-	}
-	slices.Sort(ids)
-	return ids
 }

@@ -72,7 +72,6 @@ func NewLedger() *Ledger {
 	return &Ledger{
 		logs:       make(map[msg.LogID]*logState),
 		profiles:   make(map[string]*profileRef),
-		shardState: shardState{links: make(map[uint64]uint64)},
 		checkpoint: checkpoint{epoch: 1},
 	}
 }

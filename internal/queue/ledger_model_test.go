@@ -45,13 +45,12 @@ type refLog struct {
 
 type refLedger struct {
 	logs    map[msg.LogID]*refLog
-	links   map[uint64]uint64
 	deleted map[msg.LogID]bool
 	settled [8]uint64
 }
 
 func (l *refLedger) clone() *refLedger {
-	c := &refLedger{logs: map[msg.LogID]*refLog{}, links: maps.Clone(l.links), deleted: maps.Clone(l.deleted), settled: l.settled}
+	c := &refLedger{logs: map[msg.LogID]*refLog{}, deleted: maps.Clone(l.deleted), settled: l.settled}
 	for id, g := range l.logs {
 		h := &refLog{profile: g.profile, sealed: g.sealed, lanes: map[uint8]*refLane{}, producers: maps.Clone(g.producers)}
 		for k, n := range g.lanes {
@@ -110,11 +109,6 @@ func compareLedger(t *rapid.T, l *Ledger, ref *refLedger) {
 	t.Helper()
 	if l.Len() != len(ref.logs) {
 		t.Fatalf("%d logs, want %d", l.Len(), len(ref.logs))
-	}
-	for link, seq := range ref.links {
-		if l.LinkLast(link) != seq {
-			t.Fatalf("link %d at %d, want %d", link, l.LinkLast(link), seq)
-		}
 	}
 	for why, n := range ref.settled {
 		if got := l.SettledBy(msg.Reason(why)); got != n {
@@ -368,28 +362,6 @@ func (m *ledgerMachine) seal(t *rapid.T) {
 	}
 }
 
-func (m *ledgerMachine) link(t *rapid.T) {
-	link, seq := rapid.Uint64Range(0, 3).Draw(t, "link"), rapid.Uint64Range(0, 6).Draw(t, "seq")
-	if rapid.IntRange(0, 9).Draw(t, "remove") == 0 {
-		m.l.RemoveLink(link)
-		delete(m.ref.links, link)
-		return
-	}
-	want := LinkGap
-	switch last := m.ref.links[link]; {
-	case link == 0:
-		want = LinkAccept
-	case seq <= last:
-		want = LinkDuplicate
-	case seq == last+1:
-		want = LinkAccept
-		m.ref.links[link] = seq
-	}
-	if got := m.l.Accept(link, seq); got != want {
-		t.Fatalf("Accept(%d, %d) = %d, want %d", link, seq, got, want)
-	}
-}
-
 func (m *ledgerMachine) checkpoint(t *rapid.T) {
 	if !m.l.CheckpointRunning() {
 		if rapid.IntRange(0, 9).Draw(t, "complete") == 0 {
@@ -499,13 +471,13 @@ func TestLedgerModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		m := &ledgerMachine{
 			l:     NewLedger(),
-			ref:   &refLedger{logs: map[msg.LogID]*refLog{}, links: map[uint64]uint64{}, deleted: map[msg.LogID]bool{}},
+			ref:   &refLedger{logs: map[msg.LogID]*refLog{}, deleted: map[msg.LogID]bool{}},
 			store: map[string][]byte{},
 		}
 		t.Repeat(map[string]func(*rapid.T){
 			"append": m.append, "append2": m.append, "settle": m.settle, "settle2": m.settle,
 			"return": m.giveBack, "reserve": m.reserve, "ensure": m.ensure, "delete": m.delete,
-			"seal": m.seal, "link": m.link, "checkpoint": m.checkpoint, "checkpoint2": m.checkpoint,
+			"seal": m.seal, "checkpoint": m.checkpoint, "checkpoint2": m.checkpoint,
 			"": func(t *rapid.T) { compareLedger(t, m.l, m.ref) },
 		})
 	})

@@ -261,7 +261,6 @@ func FuzzRestore(f *testing.F) {
 		}
 		l.Return(id, 0, msg.Range{First: 20, Count: 50}, true)
 	}
-	l.Accept(4, 1)
 	l.Delete(2)
 	var all []byte
 	frame := func(k, v []byte) []byte { // u8 length of the key, u16 of the value
@@ -358,7 +357,6 @@ func TestHashOfEqualStates(t *testing.T) {
 		"ensure":  func(l *Ledger) { l.Ensure(2, nil) },
 		"delete":  func(l *Ledger) { l.Delete(1) },
 		"bury":    func(l *Ledger) { l.Delete(2) },
-		"link":    func(l *Ledger) { l.Accept(1, 1) },
 		"profile": func(l *Ledger) { l.Ensure(1, []byte{7, 0}) },
 		"seq":     func(l *Ledger) { l.Append(1, 0, 1, &msg.Cond{Producer: 1}) },
 	} {

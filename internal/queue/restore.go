@@ -200,19 +200,13 @@ func (l *Ledger) restoreProducers(log msg.LogID, value []byte) error {
 }
 
 func (l *Ledger) restoreShard(value []byte) error {
-	clear(l.links)
-	l.shardState = shardState{links: l.links}
+	l.shardState = shardState{}
 	delete(l.restore.wanted, partID{kind: keyDeleted})
 	if value == nil {
 		return nil
 	}
 	r := decoder{b: value}
 	r.format(formatTable)
-	link := uint64(0)
-	for range r.count(2) {
-		link += r.uv()
-		l.links[link] = r.uv()
-	}
 	for i := range r.count(1) {
 		n := r.uv()
 		if i >= len(l.settledBy) {

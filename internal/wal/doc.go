@@ -4,7 +4,7 @@
 // write and one fdatasync (group commit). The log knows raft entries, hard
 // states and log starts; it does not know what is in a payload, does not decide
 // when a file is no longer needed, and does not repair what is damaged: it
-// reports. mechanisms A5 is its specification.
+// reports.
 //
 // # Files
 //

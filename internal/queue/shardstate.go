@@ -21,16 +21,6 @@ const (
 // remembers where each producer's last append lies, not the older ones.
 const NoOffset = ^msg.Offset(0)
 
-// LinkOutcome is what Accept says of a submission's number.
-type LinkOutcome uint8
-
-// Outcomes of Accept.
-const (
-	LinkAccept    LinkOutcome = iota // the next one: apply it
-	LinkDuplicate                    // applied before: skip it
-	LinkGap                          // an earlier one is missing: skip it, the sender repeats from LinkLast+1
-)
-
 // deletedMax bounds the entries of the set of deleted ids to 2 MiB. Ids are given out in
 // rising order, so the set holds the latest 16 million or more, and a log that
 // somebody still tries to make is not older than a submission can be late.
@@ -38,41 +28,10 @@ const deletedMax = 256
 
 // shardState is what belongs to no log.
 type shardState struct {
-	links     map[uint64]uint64       // link -> last accepted sequence
 	settledBy [msg.Deleted + 1]uint64 // messages settled, by reason
 	deleted   Set                     // ids of deleted logs
 	stored    []uint64                // chunks of deleted that lie in the checkpoint
 	changedIn uint32                  // as logState.changedIn
-}
-
-// Accept takes note of submission seq of a link, which is taken only if it follows the
-// last one; the first of a link is 1. Link 0 is the leader's own: it has no order
-// and is always accepted.
-func (l *Ledger) Accept(link, seq uint64) LinkOutcome {
-	if link == 0 {
-		return LinkAccept
-	}
-	last := l.links[link]
-	switch {
-	case seq <= last:
-		return LinkDuplicate
-	case seq > last+1:
-		return LinkGap
-	}
-	l.touchShard()
-	l.links[link] = seq
-	return LinkAccept
-}
-
-// LinkLast returns the number of the last submission accepted from a link, 0 for none.
-func (l *Ledger) LinkLast(link uint64) uint64 { return l.links[link] }
-
-// RemoveLink forgets a link whose node incarnation is gone.
-func (l *Ledger) RemoveLink(link uint64) {
-	if _, ok := l.links[link]; ok {
-		l.touchShard()
-		delete(l.links, link)
-	}
 }
 
 // SettledBy returns how many messages of the shard were ever settled for a reason.
