@@ -31,7 +31,7 @@ type Counts struct {
 	AcksLost      int // acked messages that came back after a kill, legitimately: not fenced, or within Grace
 	Vanished      int // received and gone before their ack and their confirm, legitimately
 	FreshFlagged  int // messages flagged though never received before
-	FreshFlagMost int // the most of them in one queue between two kills
+	FreshFlagMost int // the most of them in one queue, per kill
 
 	Lost          int // confirmed, never received
 	Unflagged     int // received again without the redelivered flag
@@ -62,8 +62,7 @@ type Checker struct {
 	counts     Counts
 	streams    map[streamKey][]state
 	order      map[orderKey]int64 // greatest seq of a first delivery
-	fresh      map[uint16]int     // fresh flagged messages by queue
-	freshSince map[uint16]int     // the same since the last kill
+	flags      map[uint16]*flags  // by queue
 	missing    int                // confirmed and not received
 	unacked    int                // confirmed, received and not acked
 	kills      []time.Time
@@ -92,7 +91,7 @@ func NewChecker(l Limits, now func() time.Time) *Checker {
 	return &Checker{
 		limits: l, now: now,
 		streams: map[streamKey][]state{}, order: map[orderKey]int64{},
-		fresh: map[uint16]int{}, freshSince: map[uint16]int{},
+		flags: map[uint16]*flags{},
 	}
 }
 
@@ -155,9 +154,7 @@ func (c *Checker) Delivered(d Delivery) {
 		c.missing--
 		c.unacked++
 	}
-	if d.Redelivered {
-		c.freshFlagged(d)
-	}
+	c.judgeFlag(d)
 	key := orderKey{streamKey{d.ID.Publisher, d.ID.Queue}, d.Scope}
 	if last, ok := c.order[key]; ok && int64(d.ID.Seq) < last {
 		c.counts.OutOfOrder++
@@ -203,18 +200,43 @@ func (c *Checker) firstKillAfter(m *state) (time.Time, bool) {
 	return c.kills[m.ackKills], true
 }
 
-// freshFlagged judges a flag on a message that no client received before.
-func (c *Checker) freshFlagged(d Delivery) {
+// flags is the state of one queue's allowance for fresh messages with the flag.
+//
+// After a kill a broker flags what lies before its last reservation: where the
+// queue's deliveries could have been. With one consumer that is a stretch which
+// ends for good at the first fresh message without the flag. What one kill left
+// flagged may be consumed after the next one only, so that a stretch can be of
+// several kills. With several consumers its end isn't seen; there it is all one.
+type flags struct {
+	kills     int // since the stretch before ended
+	killsSeen int // of all
+	fresh     int // flagged fresh messages in this stretch
+}
+
+// judgeFlag judges the flag, or its absence, of a message that no client received
+// before.
+func (c *Checker) judgeFlag(d Delivery) {
+	f := c.flags[d.From]
+	if f == nil {
+		f = &flags{}
+		c.flags[d.From] = f
+	}
+	f.kills += len(c.kills) - f.killsSeen
+	f.killsSeen = len(c.kills)
+	if !d.Redelivered {
+		if d.Scope == 0 {
+			f.kills, f.fresh = 0, 0
+		}
+		return
+	}
 	c.counts.FreshFlagged++
-	c.fresh[d.From]++
-	c.freshSince[d.From]++
-	c.counts.FreshFlagMost = max(c.counts.FreshFlagMost, c.freshSince[d.From])
-	n, kills := c.fresh[d.From], len(c.kills)
-	// What one kill left flagged may be consumed only after the next one, so
-	// the allowance is a sum.
-	if allowed := kills * (c.limits.Window + c.limits.InFlight); n > allowed {
+	f.fresh++
+	if f.kills > 0 {
+		c.counts.FreshFlagMost = max(c.counts.FreshFlagMost, (f.fresh+f.kills-1)/f.kills)
+	}
+	if allowed := f.kills * (c.limits.Window + c.limits.InFlight); f.fresh > allowed {
 		c.counts.OverWindow++
-		c.violate("%v flagged at its first delivery, the %d-th of its queue after %d kills (allowed: %d)", d.ID, n, kills, allowed)
+		c.violate("%v flagged at its first delivery, the %d-th in a stretch after %d kills (allowed: %d)", d.ID, f.fresh, f.kills, allowed)
 	}
 }
 
@@ -255,7 +277,6 @@ func (c *Checker) Killed(t time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.kills = append(c.kills, t)
-	clear(c.freshSince)
 }
 
 // Damaged books a body that is no message of this run.

@@ -199,7 +199,23 @@ var plantedFlagsAndOrder = map[string]planted{
 			s.get(id, true)
 			s.Acked(id)
 		}
-	}, Counts{OverWindow: 1}, "the 6-th of its queue after 1 kills"},
+	}, Counts{OverWindow: 1}, "the 6-th in a stretch after 1 kills"},
+	"flagged afresh behind an unflagged one": {func(s *script) {
+		ids := s.publish(3)
+		s.kill(0)
+		for i, id := range ids {
+			s.get(id, i != 1)
+			s.Acked(id)
+		}
+	}, Counts{OverWindow: 1}, "seq 2 flagged at its first delivery, the 1-th in a stretch after 0 kills"},
+	"of several consumers the end isn't known": {func(s *script) {
+		ids := s.publish(3)
+		s.kill(0)
+		for i, id := range ids {
+			s.Delivered(Delivery{ID: id, From: 2, Redelivered: i != 1, Scope: 5})
+			s.Acked(id)
+		}
+	}, Counts{}, ""},
 	"flagged afresh without a kill": {func(s *script) {
 		id := s.publish(1)[0]
 		s.get(id, true)

@@ -355,7 +355,7 @@ func (r *Report) Print(w io.Writer) error {
 	row("redeliveries", c.Redelivered, fmt.Sprintf("after %d nacks and rejects with requeue", c.Requeued))
 	row("acks lost in the last moment", c.AcksLost, "legitimate")
 	row("vanished", c.Vanished, "received, but gone before their ack and their confirm; legitimate")
-	row("fresh messages flagged", c.FreshFlagged, fmt.Sprintf("at most %d in one queue between two kills", c.FreshFlagMost))
+	row("fresh messages flagged", c.FreshFlagged, fmt.Sprintf("at most %d in one queue per kill", c.FreshFlagMost))
 	fmt.Fprintln(tw, "\t\t")
 	row("lost", c.Lost, "confirmed and never received")
 	row("duplicates without the flag", c.Unflagged, "")
