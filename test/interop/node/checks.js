@@ -263,6 +263,18 @@ check('connection: frames of 4096 octets', async ({ connect, queue }) => {
   assert.ok((await channel.get(q, { noAck: true })).content.equals(body));
 });
 
+check('connection: close overtakes what channels have queued', async ({ connect }) => {
+  // amqplib sends connection.close ahead of the publishes that wait in its
+  // buffers, and those after it. The broker ignores them, and close-ok arrives.
+  const connection = await connect();
+  const channel = await connection.createChannel();
+  const { queue } = await channel.assertQueue('', { exclusive: true });
+  while (channel.sendToQueue(queue, Buffer.from('x'.repeat(14))));
+  let closed = false;
+  connection.close().then(() => (closed = true));
+  await eventually(() => closed);
+});
+
 check('connection: a new secret', async ({ connection, channel }) => {
   await connection.updateSecret(Buffer.from('new'), 'rotation');
   await channel.assertQueue('', { exclusive: true });
