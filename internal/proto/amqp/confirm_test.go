@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"testing"
 
+	client "github.com/rabbitmq/amqp091-go"
+
 	"github.com/sluicemq/sluice/internal/proto/amqp/amqpwire"
 )
 
@@ -137,6 +139,88 @@ func TestBarrier(t *testing.T) {
 	}
 	r.broker.complete(false)
 	ok(t, receive(t, got, "get"))
+}
+
+// basic.get sees what was requeued before it, which takes a commit where deliveries
+// are counted.
+func TestGetWaitsForRequeue(t *testing.T) {
+	r := newRig(t, Config{})
+	ch := r.channel()
+	declare(t, ch, "q")
+	put(t, ch, "", "q", "x")
+	d, _, err := ch.Get("q", false)
+	ok(t, err)
+	r.broker.mu.Lock()
+	r.broker.withhold = true
+	r.broker.mu.Unlock()
+	ok(t, d.Nack(false, true))
+	got := make(chan bool)
+	go func() {
+		_, found, _ := ch.Get("q", false)
+		got <- found
+	}()
+	eventually(t, "the nack", func() bool {
+		r.broker.mu.Lock()
+		defer r.broker.mu.Unlock()
+		return len(r.broker.kept) > 0
+	})
+	r.broker.complete(false)
+	if !receive(t, got, "get") {
+		t.Fatal("what was requeued is not there")
+	}
+}
+
+// What basic.get took comes back when the channel closes, also if it was consumed by
+// several channels.
+func TestGotMessagesComeBack(t *testing.T) {
+	r := newRig(t, Config{})
+	conn := r.dial()
+	other := must(conn.Channel())(t)
+	declare(t, other, "q")
+	put(t, other, "", "q", "a")
+	put(t, other, "", "q", "b")
+	ch := must(conn.Channel())(t)
+	for _, c := range []*client.Channel{ch, other} {
+		if _, found, err := c.Get("q", false); !found || err != nil {
+			t.Fatalf("get: %v, %v", found, err)
+		}
+	}
+	ok(t, ch.Close())
+	d, found, err := other.Get("q", false)
+	if !found || err != nil || string(d.Body) != "a" || !d.Redelivered {
+		t.Fatalf("got %q, %v, %v", d.Body, found, err)
+	}
+	if n := r.broker.counts("q"); n.Unacked != 2 || n.Ready != 0 {
+		t.Fatalf("%+v", n)
+	}
+}
+
+// The broker forgets consumers that are canceled and have nothing in flight, and all
+// but a few of basic.get.
+func TestConsumersAreReleased(t *testing.T) {
+	r := newRig(t, Config{})
+	ch := r.channel()
+	for i := range 2 * gettersMax {
+		q := fmt.Sprint("q", i)
+		declare(t, ch, q)
+		put(t, ch, "", q, "x")
+		d, _, err := ch.Get(q, false)
+		ok(t, err)
+		ok(t, d.Ack(false))
+		must(ch.Consume(q, "t", false, false, false, false, nil))(t)
+		ok(t, ch.Cancel("t", false))
+	}
+	eventually(t, "consumers to be forgotten", func() bool {
+		declare(t, ch, "q0") // any frame lets the reader clean up
+		r.broker.mu.Lock()
+		defer r.broker.mu.Unlock()
+		consumers, gets := 0, 0
+		for s := range r.broker.sessions {
+			consumers += len(s.consumers)
+			gets += len(s.gets)
+		}
+		return consumers == 0 && gets <= gettersMax
+	})
 }
 
 // A connection that dies while its reader waits for the broker ends nevertheless.

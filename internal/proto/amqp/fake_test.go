@@ -476,6 +476,7 @@ func (s *fakeSession) Release(bc Consumer) {
 func (s *fakeSession) releaseLocked(c *fakeConsumer) {
 	s.detach(c)
 	delete(s.consumers, c)
+	delete(s.gets, fakeGet{c.user, c.l.q.ID, c.NoAck})
 	for _, r := range c.inFlight.AppendRanges(nil, 0, ^uint64(0)) {
 		s.b.settle(fakeSettle{c, 0, broker.Requeue, []msg.Range{r}})
 	}
@@ -538,8 +539,26 @@ func (s *fakeSession) FlushSettles() {
 }
 
 func (s *fakeSession) FlushSettlesWait(token uint64) uint32 {
-	s.FlushSettles()
-	s.sink.Completed(token, 5, nil)
+	s.b.mu.Lock()
+	defer s.b.mu.Unlock()
+	settles := s.settles
+	s.settles = nil
+	fn := func() {
+		for _, x := range settles {
+			s.b.settle(x)
+		}
+		s.b.run()
+		s.sink.Completed(token, 5, nil)
+	}
+	if s.b.withhold {
+		s.b.kept = append(s.b.kept, func() {
+			s.b.mu.Lock()
+			defer s.b.mu.Unlock()
+			fn()
+		})
+	} else {
+		fn()
+	}
 	return 1 << 5
 }
 
