@@ -230,7 +230,7 @@ func (c *conn) await(m method) (*decoder, error) {
 		if err != nil {
 			return nil, err
 		}
-		if err := c.poll(!done, left); err != nil {
+		if _, err := c.poll(!done, left); err != nil {
 			return nil, err
 		}
 		if _, err := c.fill(false); err != nil {
@@ -351,16 +351,17 @@ func (c *conn) closeReason(writeErr error) error {
 	}
 }
 
-// poll waits until there is something to read, room to write when that is asked
-// for, or timeout has passed.
-func (c *conn) poll(forWrite bool, timeout time.Duration) error {
+// poll waits until there is something to read, which it reports, room to write
+// when that is asked for, or timeout has passed.
+func (c *conn) poll(forWrite bool, timeout time.Duration) (readable bool, err error) {
 	fds := [1]unix.PollFd{{Fd: int32(c.fd), Events: unix.POLLIN}}
 	if forWrite {
 		fds[0].Events |= unix.POLLOUT
 	}
 	ts := unix.NsecToTimespec(int64(max(timeout, 0)))
-	if _, err := unix.Ppoll(fds[:], &ts, nil); err != nil && err != unix.EINTR {
-		return fmt.Errorf("poll: %w", err)
+	if _, err := unix.Ppoll(fds[:], &ts, nil); err != nil && !errors.Is(err, unix.EINTR) {
+		return false, fmt.Errorf("poll: %w", err)
 	}
-	return nil
+	// Anything but room to write is for a read to find out about.
+	return fds[0].Revents&^unix.POLLOUT != 0, nil
 }

@@ -102,7 +102,7 @@ func (k *consumer) loop() error {
 	done := true
 	for {
 		if !done {
-			if err := k.c.poll(true, pollMax); err != nil {
+			if _, err := k.c.poll(true, pollMax); err != nil {
 				return err
 			}
 		}

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"io"
 	"net"
+	"slices"
 	"sync"
 	"testing"
 )
@@ -155,9 +156,12 @@ func (c *fakeConn) serve() {
 				delete(c.b.dirty, d)
 			}
 		}
-		c.b.mu.Unlock()
 		if !open {
 			c.w.Flush()
+			c.leave()
+		}
+		c.b.mu.Unlock()
+		if !open {
 			return
 		}
 	}
@@ -283,6 +287,14 @@ func (c *fakeConn) publish() {
 		q := b.queue(m.queue)
 		q.ready = append(q.ready, m)
 		q.dispatch()
+	}
+}
+
+// leave ends the connection's consumers.
+func (c *fakeConn) leave() {
+	delete(c.b.dirty, c)
+	for _, q := range c.b.queues {
+		q.consumers = slices.DeleteFunc(q.consumers, func(k *fakeConsumer) bool { return k.conn == c })
 	}
 }
 

@@ -14,6 +14,10 @@ import (
 // pollMax bounds a wait, so that loops notice when they are told to stop.
 const pollMax = 100 * time.Millisecond
 
+// lateMax is how long after its end a schedule is still worked off. What hasn't
+// left by then is reported as missed.
+const lateMax = time.Second
+
 // settledSlot marks a slot of publisher.due whose message is settled.
 const settledSlot = -1
 
@@ -139,21 +143,30 @@ func (p *publisher) loop() error {
 		if more && done && turn%64 != 0 {
 			continue // the window has room: no need to hear from the broker yet
 		}
-		wait := p.wait()
-		if more {
-			wait = 0
-		}
-		// With nothing to do but listen, listen without polling first.
-		block := done && wait == pollMax
-		if !block && (!done || wait > 0) {
-			if err := p.c.poll(!done, wait); err != nil {
-				return err
-			}
-		}
-		if err := p.read(block); err != nil {
+		if err := p.listen(more, done); err != nil {
 			return err
 		}
 	}
+}
+
+// listen waits for the broker, for room in the socket's buffer unless written, or
+// until the next message is due, and takes what has come; not at all when there
+// are more messages to be sent right away.
+func (p *publisher) listen(more, written bool) error {
+	wait := p.wait()
+	switch {
+	case !written:
+		wait = pollMax
+	case more || wait <= 0:
+		return p.read(false)
+	case wait == pollMax:
+		return p.read(true) // nothing to do but listen: no need to poll first
+	}
+	readable, err := p.c.poll(!written, wait)
+	if err != nil || !readable {
+		return err
+	}
+	return p.read(false)
 }
 
 // over reports whether the loop has nothing left to do.
@@ -193,13 +206,13 @@ func (p *publisher) fill(now int64) (more bool) {
 	if p.finished || p.unwritten {
 		return false
 	}
-	if now >= p.run.measureTo {
+	if p.ended(now) {
 		p.finish(now)
 		return false
 	}
 	n := p.room()
 	if p.pace.interval > 0 {
-		n = int(min(uint64(n), p.pace.dueBy(now)-p.tag))
+		n = int(min(uint64(n), p.pace.dueBy(min(now, p.run.measureTo-1))-p.tag))
 	}
 	if p.limit > 0 {
 		n = int(min(uint64(n), p.limit-p.tag))
@@ -213,6 +226,16 @@ func (p *publisher) fill(now int64) (more bool) {
 		return false
 	}
 	return n > 0
+}
+
+// ended reports whether the clock has ended publishing. What the schedule had
+// before that may still leave for a while: without it, a stall at the end would
+// not be seen in the latencies.
+func (p *publisher) ended(now int64) bool {
+	if now < p.run.measureTo {
+		return false
+	}
+	return p.pace.interval == 0 || now >= p.run.measureTo+int64(lateMax) || p.pace.dueAt(p.tag) >= p.run.measureTo
 }
 
 func (p *publisher) finish(now int64) { p.finished, p.finishAt = true, now }
