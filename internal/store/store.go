@@ -88,30 +88,40 @@ func (s *Store) install(e *Edit, effect func()) error {
 	if e.Empty() {
 		return nil
 	}
+	dropped, err := s.edit(e, effect)
+	// Unlinking takes long: later edits need not wait for it.
+	for _, g := range dropped {
+		s.release(g)
+	}
+	return err
+}
+
+// edit makes an edit durable and effective and returns the segments that it dropped.
+func (s *Store) edit(e *Edit, effect func()) ([]*segment, error) {
 	s.editMu.Lock()
 	defer s.editMu.Unlock()
 	if s.closed {
-		return ErrClosed
+		return nil, ErrClosed
 	}
 	if err := s.state.check(e.changes); err != nil {
-		return err
+		return nil, err
 	}
 	var payload []byte
 	for i := range e.changes {
 		payload = e.changes[i].append(payload)
 	}
 	if err := s.man.append(payload); err != nil {
-		return err
+		return nil, err
 	}
 	s.metrics.edits.Add(1)
-	s.apply(e, effect)
+	dropped := s.apply(e, effect)
 	if s.man.due(s.opts.ManifestBytes) {
 		s.metrics.rewrites.Add(1)
 		if err := s.man.rewrite(s.state); err != nil {
 			s.deferred("rewrite "+manifestName, err) // the edit itself is durable
 		}
 	}
-	return nil
+	return dropped, nil
 }
 
 // usable says whether edits can still be made.
@@ -125,9 +135,9 @@ func (s *Store) usable() error {
 }
 
 // apply makes a durable edit effective.
-func (s *Store) apply(e *Edit, effect func()) {
-	var dropped []*segment
+func (s *Store) apply(e *Edit, effect func()) (dropped []*segment) {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.state.apply(e.changes)
 	for i := range e.changes {
 		c := &e.changes[i]
@@ -143,10 +153,7 @@ func (s *Store) apply(e *Edit, effect func()) {
 	if effect != nil {
 		effect()
 	}
-	s.mu.Unlock()
-	for _, g := range dropped {
-		s.release(g)
-	}
+	return dropped
 }
 
 // acquire returns a segment with a reference, or ErrGone.
