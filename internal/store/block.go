@@ -41,7 +41,7 @@ const (
 func kindOf(b []byte) uint8 { return b[8] &^ kindMore }
 
 // blockCRC is the checksum of a block that lies at pos of the file with this id.
-// The place is part of it so that a block is recognised that was written to, or
+// The place is part of it so that a block is recognized that was written to, or
 // read from, another place.
 func blockCRC(b []byte, id uint32, pos int64) uint32 {
 	place := uint64(pos)*0x9e3779b97f4a7c15 + uint64(id)*0xc2b2ae3d27d4eb4f

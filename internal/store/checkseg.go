@@ -34,7 +34,6 @@ type segmentCheck struct {
 	seed   maphash.Seed
 	dues   int
 	dueSum uint64 // of what the entries say, minus that of what the due list says
-	listed int
 }
 
 type checkedBody struct {
@@ -103,7 +102,7 @@ func (c *segmentCheck) learn(f vfs.File) error {
 		if err != nil {
 			return err
 		}
-		if b == nil || b[8] != kindIndex {
+		if len(b) == 0 || kindOf(b) != kindIndex {
 			continue // the walk finds it
 		}
 		x, ok := parseIndex(b, r)

@@ -87,7 +87,7 @@ func (s *Store) compact(c *Compaction, live LiveFunc, opts CompactOptions) (*Wri
 	if len(c.inputs) == 0 {
 		return nil, fmt.Errorf("%w: nothing to compact", ErrInvalid)
 	}
-	w := s.NewWriter(c.inputs[0].meta.Shard, WriterOptions{Throttle: opts.Throttle})
+	w := s.NewWriter(c.inputs[0].meta.Shard, WriterOptions(opts))
 	w.set = c.inputs[0].meta.Set
 	for _, g := range c.inputs {
 		w.set = min(w.set, g.meta.Set)

@@ -14,9 +14,9 @@ import (
 func TestMergesFollowAge(t *testing.T) {
 	s, _ := open(t, Options{FS: vfs.NewMem(), Dir: "data"})
 	flush := func(n, size int) SegID { return flushOne(t, s, 1, msg.Offset(s.next.Load())<<20, n, size)[0].ID }
-	var old, young []SegID
+	var young []SegID
 	for range 5 {
-		old = append(old, flush(10, 100))
+		flush(10, 100)
 	}
 	flush(1700, 1024) // of a larger tier
 	for range 8 {
@@ -40,7 +40,7 @@ func TestMergesFollowAge(t *testing.T) {
 		t.Fatalf("%+v", done.Outputs)
 	}
 	for range 3 {
-		old = append(old, flush(10, 100))
+		flush(10, 100)
 	}
 	if c := s.Candidates(0); len(c.Merge) != 0 {
 		t.Fatal(c.Merge)

@@ -222,9 +222,14 @@ func reborn(t *testing.T, disk *vfs.Mem, states ...expected) {
 
 func TestPowerCutAtEveryOperation(t *testing.T) {
 	modes := []vfs.CrashOptions{
-		{Data: vfs.KeepNone, Names: vfs.KeepNone}, {Data: vfs.KeepAll, Names: vfs.KeepAll},
-		{Data: vfs.KeepAll, Names: vfs.KeepNone}, {Data: vfs.KeepNone, Names: vfs.KeepAll},
-		{}, {}, {}, {},
+		{Data: vfs.KeepNone, Names: vfs.KeepNone},
+		{Data: vfs.KeepAll, Names: vfs.KeepAll},
+		{Data: vfs.KeepAll, Names: vfs.KeepNone},
+		{Data: vfs.KeepNone, Names: vfs.KeepAll},
+		{},
+		{},
+		{},
+		{},
 	}
 	for i := range steps {
 		t.Run(steps[i].name, func(t *testing.T) {

@@ -131,7 +131,7 @@ func (s *Store) index(g *segment, run Run) (*buf.Chunk, error) {
 		}
 		c.Release()
 	}
-	s.report(g, int64(pos), 0, "index; it is rebuilt in memory", nil)
+	_ = s.report(g, int64(pos), 0, "index; it is rebuilt in memory", nil)
 	if c, err = s.rebuildIndex(g, run); err != nil {
 		return nil, err
 	}

@@ -12,10 +12,10 @@ func TestBlocksAreBoundToTheirPlace(t *testing.T) {
 	b := append(make([]byte, blockHeaderLen), "contents"...)
 	sealBlock(b, kindBodies, 1, 100)
 	if openBlock(b, kindBodies, 1, 100) == nil {
-		t.Fatal("not recognised")
+		t.Fatal("not recognized")
 	}
 	if openBlock(b, kindBodies, 1, 200) != nil || openBlock(b, kindBodies, 2, 100) != nil || openBlock(b, kindDue, 1, 100) != nil {
-		t.Fatal("recognised in another place, or as another kind")
+		t.Fatal("recognized in another place, or as another kind")
 	}
 }
 

@@ -32,9 +32,9 @@ type Run struct {
 type RunFlags uint8
 
 const (
-	// RunIndexed: the run has several blocks and an index behind them.
+	// RunIndexed is set if the run has several blocks and an index behind them.
 	RunIndexed RunFlags = 1 << iota
-	// RunShared: entries of the run refer to shared bodies.
+	// RunShared is set if entries of the run refer to shared bodies.
 	RunShared
 )
 
