@@ -66,8 +66,8 @@ func need(program, debian string) error {
 	return nil
 }
 
-// install makes the directory dir below the cache with the function make, unless
-// it was made from the same inputs before. make gets an empty directory.
+// install has fill make a directory below the cache, unless it was made from the
+// same inputs before. What failed once is not tried again in this run.
 func (e *env) install(name string, inputs [][]byte, fill func(dir string) error) (string, error) {
 	sum := sha256.Sum256(bytes.Join(inputs, []byte{0}))
 	dir := filepath.Join(e.cache, name+"-"+hex.EncodeToString(sum[:8]))
@@ -75,14 +75,19 @@ func (e *env) install(name string, inputs [][]byte, fill func(dir string) error)
 	if _, err := os.Stat(done); err == nil {
 		return dir, nil
 	}
-	if err := os.RemoveAll(dir); err != nil {
-		return "", err
-	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := e.failed[name]; err != nil {
 		return "", err
 	}
 	fmt.Fprintf(e.out, "installing %s\n", name)
-	if err := fill(dir); err != nil {
+	err := os.RemoveAll(dir)
+	if err == nil {
+		err = os.MkdirAll(dir, 0o755)
+	}
+	if err == nil {
+		err = fill(dir)
+	}
+	if err != nil {
+		e.failed[name] = err
 		return "", err
 	}
 	return dir, os.WriteFile(done, nil, 0o644)

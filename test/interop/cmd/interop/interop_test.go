@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"errors"
+	"io"
 	"slices"
 	"strings"
 	"testing"
@@ -105,6 +107,29 @@ func TestRunExample(t *testing.T) {
 		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%q: %v, want %q", c.example.code, err, c.want)
 		}
+	}
+}
+
+func TestInstall(t *testing.T) {
+	e := &env{cache: t.TempDir(), out: io.Discard, failed: map[string]error{}}
+	broken := errors.New("no network")
+	calls := 0
+	attempt := func(err error) func(string) error {
+		return func(string) error { calls++; return err }
+	}
+	for range 2 {
+		if _, err := e.install("a", [][]byte{[]byte("1")}, attempt(broken)); !errors.Is(err, broken) {
+			t.Errorf("got %v", err)
+		}
+	}
+	if calls != 1 {
+		t.Errorf("what failed was tried %d times", calls)
+	}
+	first, err1 := e.install("b", [][]byte{[]byte("1")}, attempt(nil))
+	again, err2 := e.install("b", [][]byte{[]byte("1")}, attempt(nil))
+	other, err3 := e.install("b", [][]byte{[]byte("2")}, attempt(nil))
+	if err := errors.Join(err1, err2, err3); err != nil || first != again || first == other || calls != 3 {
+		t.Errorf("%v; %q, %q, %q after %d calls", err, first, again, other, calls)
 	}
 }
 

@@ -39,6 +39,8 @@ type env struct {
 	url    string // of the broker
 	binary string // sluice, "" with a broker that we didn't start
 	out    io.Writer
+
+	failed map[string]error // installations that failed
 }
 
 // suite is one set of tests. run returns its outcomes, and an error if it could
@@ -77,7 +79,7 @@ func run(ctx context.Context, out io.Writer, url, only string) (ok bool, err err
 	if err != nil {
 		return false, err
 	}
-	e := &env{url: url, out: out}
+	e := &env{url: url, out: out, failed: map[string]error{}}
 	if e.root, err = repositoryRoot(); err != nil {
 		return false, err
 	}
