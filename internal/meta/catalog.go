@@ -8,7 +8,7 @@ import (
 	"github.com/sluicemq/sluice/internal/route"
 )
 
-// Catalog is the catalogue of one node. See the package comment for its layers.
+// Catalog is the catalog of one node. See the package comment for its layers.
 type Catalog struct {
 	durable  layer
 	local    layer
@@ -20,7 +20,7 @@ type Catalog struct {
 	nextLocal uint64
 }
 
-// New returns an empty catalogue. It has no virtual host: the first start
+// New returns an empty catalog. It has no virtual host: the first start
 // proposes PutVHost{"/"}.
 func New() *Catalog {
 	return &Catalog{
@@ -281,7 +281,7 @@ func (c *Catalog) Setting(key string) (string, bool) {
 	return v, ok
 }
 
-// Populate brings the whole catalogue into an empty routing table, as the first
+// Populate brings the whole catalog into an empty routing table, as the first
 // snapshot after a restore.
 func (c *Catalog) Populate(e *route.Editor) {
 	for name, s := range c.durable.spaces {

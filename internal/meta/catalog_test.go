@@ -245,7 +245,7 @@ func TestUsersAndSettings(t *testing.T) {
 		}
 	}
 	if restored.Hash() != n.catalog.Hash() {
-		t.Fatal("restored catalogue differs")
+		t.Fatal("restored catalog differs")
 	}
 	users := restored.Users()
 	if len(users) != 2 || users[0].Name != "a" || users[1].PasswordHash != "h2" || !slices.Equal(users[1].Tags, []string{"administrator"}) {
@@ -273,8 +273,12 @@ func TestDirtyKeepsWhatFailed(t *testing.T) {
 		t.Fatal(err)
 	}
 	var first, all int
-	n.catalog.Dirty(func(_, _ []byte) error { first++; return nil })
-	n.catalog.Export(func(_, _ []byte) error { all++; return nil })
+	if err := n.catalog.Dirty(func(_, _ []byte) error { first++; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.catalog.Export(func(_, _ []byte) error { all++; return nil }); err != nil {
+		t.Fatal(err)
+	}
 	if first != all || n.catalog.DirtyLen() != 0 {
 		t.Fatalf("%d of %d keys exported", first, all)
 	}
@@ -322,7 +326,7 @@ func TestHundredThousandDeclares(t *testing.T) {
 	}
 	exported := time.Since(start)
 	perQueue := heap() - before
-	t.Logf("%d declares with a table version each: %v; export of %d keys: %v; %.0f B a queue in catalogue and table",
+	t.Logf("%d declares with a table version each: %v; export of %d keys: %v; %.0f B a queue in catalog and table",
 		n, applied, keys, exported, perQueue)
 	if applied > limit && !raceEnabled {
 		t.Errorf("applying took %v", applied)

@@ -124,7 +124,7 @@ func (c *Catalog) keys() []string {
 	return keys
 }
 
-// appendValue appends the value of a key of this catalogue; false if it has none.
+// appendValue appends the value of a key of this catalog; false if it has none.
 // A value is never empty.
 func (c *Catalog) appendValue(dst []byte, key string) ([]byte, bool) {
 	r := reader{b: []byte(key[1:])}

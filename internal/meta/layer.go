@@ -72,8 +72,8 @@ func (l *layer) touch(key string) {
 
 func endOf(b *route.Binding) end { return end{b.Destination, b.Kind} }
 
-// link adds a binding, which isn't there yet, and returns its edge.
-func (s *space) link(key string, b *route.Binding) *edge {
+// link adds a binding, which isn't there yet.
+func (s *space) link(key string, b *route.Binding) {
 	e := &edge{binding: b, key: key}
 	s.bindings[key] = e
 	if head := s.from[b.Source]; head != nil {
@@ -84,7 +84,6 @@ func (s *space) link(key string, b *route.Binding) *edge {
 		e.nextTo, head.prevTo = head, e
 	}
 	s.to[endOf(b)] = e
-	return e
 }
 
 // unlink removes an edge from both lists.

@@ -1,4 +1,4 @@
-// Package meta is the catalogue of definitions, shard 0's state machine: virtual
+// Package meta is the catalog of definitions, shard 0's state machine: virtual
 // hosts, exchanges, queues, bindings, users and settings, with the rules of the
 // graph that they form. It assigns log ids. It does not route (package route
 // does, fed with the Changes that come out here), does not compare a redeclaration
@@ -30,7 +30,7 @@
 //
 // Applying is pure: no I/O, clock or randomness. The state after an op depends on
 // the state before it and the op alone; the order of the changes that one
-// deletion causes may differ between a catalogue that was restored and one that
+// deletion causes may differ between a catalog that was restored and one that
 // lived through the same ops.
 //
 // Concurrency: a Catalog belongs to one goroutine. The objects that it hands out

@@ -222,7 +222,7 @@ func names(t *route.Table) []string {
 	return list
 }
 
-// node is a catalogue with the routing table that its changes make.
+// node is a catalog with the routing table that its changes make.
 type node struct {
 	catalog *Catalog
 	table   *route.Table
@@ -250,12 +250,12 @@ func (n *node) applyLocal(op Op) Result {
 	return res
 }
 
-// check compares the table with the catalogue.
+// check compares the table with the catalog.
 func (n *node) check(t *rapid.T) {
 	e := route.New().Edit()
 	n.catalog.Populate(e)
 	if want, got := dump(e.Done()), dump(n.table); !slices.Equal(got, want) {
-		t.Fatalf("changes made\n%s\nthe catalogue has\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+		t.Fatalf("changes made\n%s\nthe catalog has\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
 }
 
@@ -431,7 +431,7 @@ func restart(t *rapid.T, point map[string][]byte) *node {
 	n.catalog.Populate(e)
 	n.table = e.Done()
 	if n.catalog.DirtyLen() != 0 {
-		t.Fatal("a restored catalogue is dirty")
+		t.Fatal("a restored catalog is dirty")
 	}
 	return n
 }
@@ -457,7 +457,7 @@ func TestCatalogAgainstModel(t *testing.T) {
 				hash := m.other.catalog.Hash()
 				m.other = restart(t, m.otherPoint)
 				if m.other.catalog.Hash() != hash {
-					t.Fatal("restored catalogue differs")
+					t.Fatal("restored catalog differs")
 				}
 			},
 			"": func(t *rapid.T) {
@@ -470,7 +470,7 @@ func TestCatalogAgainstModel(t *testing.T) {
 		})
 		export(t, m.home, m.checkpoint)
 		if restart(t, m.checkpoint).catalog.Hash() != m.home.catalog.Hash() {
-			t.Fatal("restored catalogue differs")
+			t.Fatal("restored catalog differs")
 		}
 	})
 }
