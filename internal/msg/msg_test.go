@@ -8,11 +8,6 @@ import (
 	"pgregory.net/rapid"
 )
 
-type sent struct {
-	target Target
-	body   string
-}
-
 // TestBuilderKeepsOrderPerLog builds random submissions and reads them back: each log
 // must see exactly its messages, in the order of the calls, whatever was grouped.
 func TestBuilderKeepsOrderPerLog(t *testing.T) {

@@ -6,9 +6,10 @@ import (
 	"fmt"
 )
 
-// LogID names a log; it is never reused. Offset counts a lane's messages from 0.
 type (
-	LogID  = uint64
+	// LogID names a log; it is never reused.
+	LogID = uint64
+	// Offset counts a lane's messages from 0.
 	Offset = uint64
 )
 
