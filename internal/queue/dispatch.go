@@ -69,7 +69,7 @@ func (d *Dispatch) log(id msg.LogID) *logDispatch {
 }
 
 // addLane adds the state of a lane from which nothing has been delivered in this term.
-func (g *logDispatch) addLane(number uint8, n *Lane) *laneDispatch {
+func (g *logDispatch) addLane(number uint8, n *Lane) {
 	ln := &g.lane0
 	if number != 0 {
 		ln = new(laneDispatch)
@@ -79,7 +79,6 @@ func (g *logDispatch) addLane(number uint8, n *Lane) *laneDispatch {
 	for i := len(g.lanes) - 1; i > 0 && g.lanes[i-1].number < number; i-- {
 		g.lanes[i-1], g.lanes[i] = g.lanes[i], g.lanes[i-1]
 	}
-	return ln
 }
 
 func (g *logDispatch) lane(number uint8) *laneDispatch {

@@ -5,8 +5,9 @@ import (
 	"slices"
 	"testing"
 
-	"github.com/sluicemq/sluice/internal/msg"
 	"pgregory.net/rapid"
+
+	"github.com/sluicemq/sluice/internal/msg"
 )
 
 // crash keeps the ledger, with some of what was submitted, and nothing else.

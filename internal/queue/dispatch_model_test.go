@@ -4,8 +4,9 @@ import (
 	"errors"
 	"slices"
 
-	"github.com/sluicemq/sluice/internal/msg"
 	"pgregory.net/rapid"
+
+	"github.com/sluicemq/sluice/internal/msg"
 )
 
 // The reference of the dispatch: the state of each message, judged after the fact. It
@@ -44,7 +45,6 @@ type simConsumer struct {
 type simPool struct {
 	room    int64
 	starved bool // granted nothing since the last kick
-	debt    int64
 }
 
 func (p *simPool) Take(n int64) int64 {

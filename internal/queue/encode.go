@@ -112,7 +112,8 @@ func appendCounts(dst []byte, p *countPart) []byte {
 
 // encodeHead returns the value of a log's head and queues the parts that go with it.
 func (l *Ledger) encodeHead(g *logState) []byte {
-	b := append(l.value[:0], formatHead)
+	b := l.value[:0]
+	b = append(b, formatHead)
 	flags := byte(0)
 	if g.sealed {
 		flags |= headSealed

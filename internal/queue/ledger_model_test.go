@@ -5,8 +5,9 @@ import (
 	"slices"
 	"testing"
 
-	"github.com/sluicemq/sluice/internal/msg"
 	"pgregory.net/rapid"
+
+	"github.com/sluicemq/sluice/internal/msg"
 )
 
 // The reference: a state per message, nothing clever.

@@ -365,6 +365,7 @@ func (r *decoder) u8() uint8 {
 	return v
 }
 
+//nolint:unparam // one version per kind of value, of which each is still at its first
 func (r *decoder) format(want uint8) {
 	if r.u8() != want {
 		r.fail("format")
@@ -458,7 +459,7 @@ func (r *decoder) countRuns() (runs []countRun) {
 			r.fail("delivery counts")
 			return nil
 		}
-		if i > 0 && gap == 0 && runs[i-1].n == uint16(n) {
+		if i > 0 && gap == 0 && uint64(runs[i-1].n) == n {
 			r.fail("delivery counts that touch")
 			return nil
 		}

@@ -8,8 +8,9 @@ import (
 	"slices"
 	"testing"
 
-	"github.com/sluicemq/sluice/internal/msg"
 	"pgregory.net/rapid"
+
+	"github.com/sluicemq/sluice/internal/msg"
 )
 
 // checkSet verifies the invariants that Set and chunkData state.
