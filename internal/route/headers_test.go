@@ -14,12 +14,20 @@ func TestValueEqual(t *testing.T) {
 		a, b Value
 		want bool
 	}{
-		{i(1), i(1), true}, {i(1), i(2), false}, {i(1), f(1), true}, {i(1), f(1.5), false},
-		{i(1), s("1"), false}, {i(1), Value{Kind: Bool, Int: 1}, false}, {s(""), Value{}, false},
-		{s("a"), s("a"), true}, {s("a"), Value{Kind: Opaque, Bytes: []byte("a")}, false},
-		{Value{}, Value{}, true}, {f(math.NaN()), f(math.NaN()), false},
+		{i(1), i(1), true},
+		{i(1), i(2), false},
+		{i(1), f(1), true},
+		{i(1), f(1.5), false},
+		{i(1), s("1"), false},
+		{i(1), Value{Kind: Bool, Int: 1}, false},
+		{s(""), Value{}, false},
+		{s("a"), s("a"), true},
+		{s("a"), Value{Kind: Opaque, Bytes: []byte("a")}, false},
+		{Value{}, Value{}, true},
+		{f(math.NaN()), f(math.NaN()), false},
 		{i(math.MaxInt64), f(math.MaxInt64), false}, // the float is 2^63
-		{i(1<<53 + 1), f(1 << 53), false}, {i(math.MinInt64), f(math.MinInt64), true},
+		{i(1<<53 + 1), f(1 << 53), false},
+		{i(math.MinInt64), f(math.MinInt64), true},
 		{i(0), f(math.Inf(1)), false},
 	} {
 		if c.a.Equal(c.b) != c.want || c.b.Equal(c.a) != c.want {

@@ -133,9 +133,9 @@ func (s *Scratch) addBound(b *bound) {
 		s.queues.add(b.queue, queueHash)
 		return
 	}
-	items := s.queues.items
-	if n := len(items); n == s.queues.base || items[n-1] != b.queue {
-		s.queues.items = append(items, b.queue)
+	last := len(s.queues.items) - 1
+	if last < s.queues.base || s.queues.items[last] != b.queue {
+		s.queues.items = append(s.queues.items, b.queue)
 	}
 }
 
