@@ -120,8 +120,8 @@ func (c *crasher) goOn(disk *vfs.Mem, m model, base map[baseKey]uint64) error {
 		l.Submit(a)
 		m.apply(&a.Records[0])
 	}
-	if err := l.Close(); err != nil || failed != nil {
-		return fmt.Errorf("appending after recovery: %v, %v", err, failed)
+	if err := errors.Join(l.Close(), failed); err != nil {
+		return fmt.Errorf("appending after recovery: %w", err)
 	}
 	l, rec, err := Open(testOptions(disk))
 	if err != nil {

@@ -44,7 +44,7 @@ func TestFailedSyncIsFinal(t *testing.T) {
 			}
 			continue // while opening: nothing was confirmed
 		}
-		failed := runUntilError(t, l, h, 30)
+		failed := runUntilError(l, h, 30)
 		if failed != nil {
 			if _, err := put(l, entry(7, 1)); !errors.Is(err, ErrFailed) {
 				t.Fatalf("append to a failed log: %v", err)
@@ -74,7 +74,7 @@ func TestFailedSyncIsFinal(t *testing.T) {
 }
 
 // runUntilError runs the workload and returns the first error of an append.
-func runUntilError(t *testing.T, l *Log, h *history, rounds int) error {
+func runUntilError(l *Log, h *history, rounds int) error {
 	w := newWorkload(3, h)
 	for range rounds {
 		a, end := w.next()

@@ -139,10 +139,10 @@ func (t *files) drop(f *file) (reused bool, err error) {
 	} else {
 		err = t.opts.FS.Remove(path)
 	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	gone := errors.Is(err, fs.ErrNotExist) // by an earlier attempt, whose sync failed
+	if err != nil && !gone {
 		return false, err
 	}
-	gone := err != nil // by an earlier attempt, whose sync failed
 	if err := t.opts.FS.SyncDir(t.opts.Dir); err != nil {
 		return false, err
 	}

@@ -114,7 +114,7 @@ func (l *Log) run() {
 	var spare []Append
 	for {
 		if l.opts.inline {
-			l.tendOnce()
+			_ = l.tendOnce() // MaintenanceFailed has it
 		}
 		batch, closed := l.take(spare[:0])
 		if len(batch) > 0 {
@@ -147,7 +147,7 @@ func (l *Log) tend() {
 	for {
 		select {
 		case <-l.kicked:
-			l.tendOnce()
+			_ = l.tendOnce() // MaintenanceFailed has it
 		case <-l.needFile:
 			l.prepared <- l.tendOnce()
 		case <-l.stop:

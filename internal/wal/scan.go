@@ -114,7 +114,7 @@ func (s *scan) file(seq uint64, last bool) error {
 	if err != nil {
 		return err
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }() // nothing was written
 	size, err := f.Size()
 	if err != nil {
 		return err

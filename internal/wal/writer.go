@@ -73,7 +73,7 @@ func (w *writer) append(i int) error {
 	it := &w.items[i]
 	var sync bool
 	if sync, it.err = w.tracks.admit(it.Append, maxPayload(w.log.opts.FileSize)); it.err != nil {
-		return nil
+		return nil //nolint:nilerr // a refusal is of this append alone; it.err tells its owner
 	}
 	if len(it.Records) == 0 && !it.NoSync {
 		if err := w.flush(i); err != nil {
