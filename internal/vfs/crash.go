@@ -13,13 +13,13 @@ import (
 type Keep uint8
 
 const (
-	// KeepRandom: each change independently, with a probability that is drawn
+	// KeepRandom keeps each change independently, with a probability that is drawn
 	// once per power cut, so that nearly all and nearly nothing both occur. A
 	// sector that was written several times may have any of these contents.
 	KeepRandom Keep = iota
-	// KeepNone: exactly what was synced.
+	// KeepNone keeps exactly what was synced.
 	KeepNone
-	// KeepAll: everything, as after the death of the process alone.
+	// KeepAll keeps everything, as after the death of the process alone.
 	KeepAll
 )
 

@@ -1,6 +1,7 @@
 package vfs
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -111,7 +112,7 @@ func (osFS) Lock(dir string) (io.Closer, error) {
 		return f, nil
 	}
 	_ = f.Close() // nothing was written
-	if err == unix.EWOULDBLOCK {
+	if errors.Is(err, unix.EWOULDBLOCK) {
 		return nil, fmt.Errorf("%s: %w", path, ErrLocked)
 	}
 	return nil, &fs.PathError{Op: "flock", Path: path, Err: err}
@@ -137,7 +138,7 @@ func (osFS) FreeSpace(path string) (Space, error) {
 // retry repeats a system call that a signal interrupted.
 func retry(call func() error) error {
 	for {
-		if err := call(); err != unix.EINTR {
+		if err := call(); !errors.Is(err, unix.EINTR) {
 			return err
 		}
 	}
@@ -213,7 +214,7 @@ func (o *osFile) WriteVAt(bufs [][]byte, off int64) (int64, error) {
 			return done, nil
 		}
 		w, err := pwritev(int(o.f.Fd()), vec[:n], off+done)
-		if err == unix.EINTR {
+		if errors.Is(err, unix.EINTR) {
 			continue
 		}
 		if err == nil && w == 0 {
@@ -275,7 +276,7 @@ func (o *osFile) SyncData() error {
 		if err == nil {
 			return nil
 		}
-		if err != unix.EINTR {
+		if !errors.Is(err, unix.EINTR) {
 			return &fs.PathError{Op: "fdatasync", Path: o.path, Err: err}
 		}
 	}

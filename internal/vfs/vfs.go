@@ -133,7 +133,7 @@ func ReadFile(fsys FS, path string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }() // nothing was written
 	size, err := f.Size()
 	if err != nil {
 		return nil, err
@@ -181,7 +181,7 @@ func FlipBit(fsys FS, path string, bit int64) error {
 	if err != nil {
 		return err
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }() // what was written is synced before
 	var b [1]byte
 	if _, err := f.ReadAt(b[:], bit/8); err != nil {
 		return err

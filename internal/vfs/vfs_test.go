@@ -72,7 +72,7 @@ func checkFiles(t *testing.T, fsys FS, dir string) {
 	if !bytes.Equal(got, append(want, 0)) {
 		t.Fatal("vectors came back differently")
 	}
-	if n, err := f.ReadAt(make([]byte, 10), 600<<10-4); n != 4 || err != io.EOF {
+	if n, err := f.ReadAt(make([]byte, 10), 600<<10-4); n != 4 || !errors.Is(err, io.EOF) {
 		t.Fatalf("read over the end: %d, %v", n, err)
 	}
 	noErr(t, f.SyncData())
