@@ -62,7 +62,7 @@ func askQueues(ctx context.Context, data string) (list []broker.QueueFigure, err
 	if err != nil {
 		return nil, fmt.Errorf("no broker is running on data directory %s: %w", data, err)
 	}
-	defer res.Body.Close()
+	defer func() { _ = res.Body.Close() }()
 	if res.StatusCode != http.StatusOK {
 		return nil, fmt.Errorf("the broker answered %s", res.Status)
 	}
