@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -23,7 +22,7 @@ func start(t *testing.T, dir string) *Server {
 	t.Helper()
 	cfg := config.Config{Data: dir, AMQP: config.AMQP{Listen: "127.0.0.1:0"}}
 	cfg.EnsureDefaults()
-	s, err := Start(cfg, slog.New(slog.NewTextHandler(io.Discard, nil)))
+	s, err := Start(cfg, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
