@@ -55,11 +55,15 @@ func TestParseFrameErrors(t *testing.T) {
 		{"unknown type at once", []byte{4}, FrameError, "FRAME_ERROR - type 4, all octets = <<>>: unknown_frame"},
 		{"unknown type", []byte{9, 0, 0, 0, 0, 0, 0}, FrameError, "type 9, all octets = <<>>: unknown_frame"},
 		{
-			"too large before the payload is there", []byte{3, 0, 1, 0, 2, 0, 1}, FrameError,
+			"too large before the payload is there",
+			[]byte{3, 0, 1, 0, 2, 0, 1},
+			FrameError,
 			"FRAME_ERROR - type 3, all octets = <<>>: {frame_too_large,131073,131064}",
 		},
 		{
-			"wrong end", []byte{3, 0, 1, 0, 0, 0, 2, 5, 255, 0xCD}, FrameError,
+			"wrong end",
+			[]byte{3, 0, 1, 0, 0, 0, 2, 5, 255, 0xCD},
+			FrameError,
 			"FRAME_ERROR - type 3, all octets = <<5,255>>: {invalid_frame_end_marker,205}",
 		},
 		{"heartbeat with a payload", []byte{8, 0, 0, 0, 0, 0, 1}, FrameError, "type 8, all octets = <<>>: unknown_frame"},

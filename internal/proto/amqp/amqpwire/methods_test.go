@@ -2,6 +2,7 @@ package amqpwire
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"reflect"
@@ -168,7 +169,11 @@ func TestMethodsKnownBytes(t *testing.T) {
 func TestMethodErrors(t *testing.T) {
 	_, err := ParseMethod([]byte{0, 60, 0, 41})
 	wantError(t, err, CommandInvalid, "COMMAND_INVALID - unimplemented method")
-	if c := err.(*Error).Close(); c.ClassID != 60 || c.MethodID != 41 || c.ReplyCode != CommandInvalid {
+	var e *Error
+	if !errors.As(err, &e) {
+		t.Fatal(err)
+	}
+	if c := e.Close(); c.ClassID != 60 || c.MethodID != 41 || c.ReplyCode != CommandInvalid {
 		t.Fatalf("%+v", c)
 	}
 	if s := MethodID(60<<16 | 41).String(); s != "method 60.41" {
@@ -240,7 +245,11 @@ func FuzzParseMethod(f *testing.F) {
 		m, err := ParseMethod(b)
 		checkHotParsers(t, b, m, err)
 		if err != nil {
-			_ = err.(*Error).Close()
+			var e *Error
+			if !errors.As(err, &e) {
+				t.Fatalf("%T: %v", err, err)
+			}
+			_ = e.Close()
 			return
 		}
 		wire, err := AppendMethod(nil, m)

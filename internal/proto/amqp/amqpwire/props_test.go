@@ -62,10 +62,10 @@ func TestPropertiesPresence(t *testing.T) {
 	if err != nil || p.Flags != 0xFFFC || !bytes.Equal(encodeProps(t, p), raw) {
 		t.Fatalf("%+v %v", p, err)
 	}
-	if v, ok := RawProps(raw).DeliveryMode(); v != 0 || !ok {
+	if v, ok := raw.DeliveryMode(); v != 0 || !ok {
 		t.Fatal(v, ok)
 	}
-	if v, ok := RawProps(raw).MessageID(); len(v) != 0 || !ok {
+	if v, ok := raw.MessageID(); len(v) != 0 || !ok {
 		t.Fatal(v, ok)
 	}
 }
@@ -129,13 +129,13 @@ func TestMalformedProperties(t *testing.T) {
 		if _, err := ParseProperties(whole[:i]); err == nil {
 			t.Fatalf("prefix of %d bytes accepted", i)
 		}
-		if RawProps(whole[:i]).Validate() == nil {
+		if whole[:i].Validate() == nil {
 			t.Fatalf("prefix of %d bytes is valid", i)
 		}
 		// Accessors may miss, but not panic.
-		RawProps(whole[:i]).AppID()
-		RawProps(whole[:i]).Headers()
-		RawProps(whole[:i]).Timestamp()
+		whole[:i].AppID()
+		whole[:i].Headers()
+		whole[:i].Timestamp()
 	}
 	for _, c := range []struct{ raw, text string }{
 		{"\x00\x00x", "bytes behind the last property"},
@@ -180,7 +180,7 @@ func TestSetHeader(t *testing.T) {
 			t.Fatalf("%s: %v", name, err)
 		}
 		want := c.in
-		want.Flags = RawProps(raw).Flags() | PropHeaders
+		want.Flags = raw.Flags() | PropHeaders
 		if want.Headers, err = Table(c.want).Raw(); err != nil {
 			t.Fatal(err)
 		}

@@ -33,7 +33,7 @@ func ParseTable(raw []byte) (Table, error) {
 		return nil, err
 	}
 	fields := 0
-	rangeTable(raw, func([]byte, Value) bool { fields++; return true })
+	_ = rangeTable(raw, func([]byte, Value) bool { fields++; return true }) // valid, as was just seen
 	if fields == 0 {
 		return nil, nil
 	}
