@@ -27,15 +27,17 @@
 // A segment is a chain of blocks between a header and a trailer:
 //
 //	header   magic u64, shard u32, id u32
-//	block*   u32 CRC-32C of what follows, u32 length of the block, u8 kind, payload
+//	block*   u32 checksum, u32 length of the block, u8 kind, payload
 //	trailer  counts, the positions of directory and due pages, its own CRC
 //
-// Kinds of blocks:
+// The checksum is the CRC-32C of what follows it, mixed with the file's id and the
+// block's position. Kinds of blocks:
 //
-//	entries    one run's entries: uvarint log, u8 lane, uvarint count, uvarint
-//	           first offset; then per entry a uvarint offset delta<<1|shared and
-//	           either the record or a reference (uvarint block position, uvarint
-//	           position in it) to a body of this file
+//	entries    one run's entries: uvarint log, u8 lane, u16 count, uvarint first
+//	           offset; then per entry a uvarint offset delta<<1|shared and either
+//	           the record or a reference (uvarint position of the block, of the
+//	           record in it, size) to a body of this file. The kind of a run's
+//	           second and later blocks has the highest bit set.
 //	bodies     records that several entries of this file share, each stored once
 //	index      behind a run of several blocks: per block u64 first offset and
 //	           u32 position
