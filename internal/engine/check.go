@@ -25,7 +25,7 @@ func Check(fsys vfs.FS, dir string) (*CheckReport, error) {
 	if err != nil {
 		return nil, fmt.Errorf("data directory %s: %w", dir, err)
 	}
-	defer lock.Close()
+	defer func() { _ = lock.Close() }() // nothing was written
 	st, err := store.Check(fsys, dir)
 	if err != nil {
 		return nil, err
