@@ -11,7 +11,7 @@ import (
 	"github.com/sluicemq/sluice/internal/shard"
 )
 
-// metaMachine is shard 0: the catalogue of definitions. Owned by that shard's loop, but
+// metaMachine is shard 0: the catalog of definitions. Owned by that shard's loop, but
 // for table, which everybody reads.
 type metaMachine struct {
 	catalog *meta.Catalog

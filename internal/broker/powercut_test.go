@@ -31,7 +31,6 @@ type client struct {
 	mu   sync.Mutex
 	done map[uint64]uint32 // token -> slots completed without error
 	bad  bool
-	got  []delivered
 	wake chan struct{}
 	rd   *Reader
 	in   []queue.Delivery
@@ -415,23 +414,13 @@ func TestPowerCut(t *testing.T) {
 				}
 				return nil
 			}
-			known := newOutcome()
-			run(t, vfs.Inject(disk, hook), &off, o, known)
+			cutWorkload(t, vfs.Inject(disk, hook), *cutSeed, &off, o)
 			if left == nil {
 				left = disk.CrashClone(rng, opts) // it ended before
 			}
-			checkAfterCut(t, left, known)
+			checkAfterCut(t, left, o)
 		})
 	}
-}
-
-// run runs the workload; known gets a copy of what was known up to the cut: what
-// clients learn afterwards, from memory, doesn't count.
-func run(t *testing.T, fsys vfs.FS, off *atomic.Bool, o, known *outcome) {
-	o.mu.Lock()
-	o.mu.Unlock()
-	cutWorkload(t, fsys, *cutSeed, off, o)
-	*known = outcome{published: o.published, settled: o.settled, delivered: o.delivered, declared: o.declared}
 }
 
 func countOps(t *testing.T) int64 {
