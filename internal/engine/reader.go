@@ -85,12 +85,15 @@ func (r *Reader) fromTail(m *Machine, d *queue.Delivery, fn func(msg.Offset, *ms
 	}
 	for i := range uint64(d.Count) {
 		raw, err := run.Next()
-		if raw == nil || err != nil {
-			return false, err
+		if err == nil && raw == nil {
+			err = msg.ErrCorrupt
+		}
+		if err != nil {
+			return true, err
 		}
 		rec, _, err := msg.ParseRecord(raw)
 		if err != nil {
-			return false, err
+			return true, err
 		}
 		if err := fn(d.First+i, &rec); err != nil {
 			return true, err
