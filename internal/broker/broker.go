@@ -48,6 +48,8 @@ type Broker struct {
 	mu       sync.Mutex
 	sessions map[*Session]struct{}
 	blocked  map[string]bool // reasons why no messages are taken
+	tell     chan struct{}   // blocked, or sessions, changed
+	grown    chan struct{}   // the disk has less space by a file
 	nextID   atomic.Uint64
 	stop     chan struct{}
 	stopOnce sync.Once
@@ -59,12 +61,14 @@ type Broker struct {
 func Open(cfg Config) (*Broker, error) {
 	b := &Broker{
 		cfg: cfg, meta: newMetaMachine(), sessions: map[*Session]struct{}{},
-		blocked: map[string]bool{}, stop: make(chan struct{}),
+		blocked: map[string]bool{}, tell: make(chan struct{}, 1), grown: make(chan struct{}, 1),
+		stop: make(chan struct{}),
 	}
 	nc := cfg.Node
 	nc.Dir, nc.FS, nc.Shards, nc.Meta = cfg.Dir, cfg.FS, cfg.Shards, b.meta
 	nc.MetaLoaded = b.meta.restored
-	nc.Blocked = func(yes bool) { b.setBlocked(reasonDisk, yes) }
+	nc.Blocked = b.diskRefuses
+	nc.Grown = func() { poke(b.grown) }
 	if nc.FS == nil {
 		nc.FS = vfs.OS()
 	}
@@ -82,8 +86,8 @@ func Open(cfg Config) (*Broker, error) {
 		_ = node.Close()
 		return nil, err
 	}
-	b.wg.Add(1)
-	go func() { defer b.wg.Done(); b.watchDisk() }()
+	b.wg.Go(b.watchDisk)
+	b.wg.Go(b.announce)
 	return b, nil
 }
 
@@ -203,12 +207,14 @@ func (b *Broker) reconcile() error {
 	}
 	for _, s := range b.node.Queues() {
 		var missing []*route.Queue
-		var extra []msg.LogID
+		var extra, sealed []msg.LogID
 		s.Call(func() {
 			l := s.Machine().Ledger()
 			for id, q := range want[s.ID()] {
 				if !l.Has(id) {
 					missing = append(missing, q)
+				} else if l.IsSealed(id) { // for a removal that did not come about
+					sealed = append(sealed, id)
 				}
 			}
 			l.Logs(func(id msg.LogID) bool {
@@ -218,7 +224,7 @@ func (b *Broker) reconcile() error {
 				return true
 			})
 		})
-		if len(missing)+len(extra) == 0 {
+		if len(missing)+len(extra)+len(sealed) == 0 {
 			continue
 		}
 		_, err := s.Do(func(mb *msg.Builder) {
@@ -228,11 +234,14 @@ func (b *Broker) reconcile() error {
 			for _, id := range extra {
 				mb.Delete(id)
 			}
+			for _, id := range sealed {
+				mb.Unseal(id)
+			}
 		})
 		if err != nil {
 			return err
 		}
-		slog.Info("logs reconciled with definitions", "shard", s.ID(), "made", len(missing), "removed", len(extra))
+		slog.Info("logs reconciled with definitions", "shard", s.ID(), "made", len(missing), "removed", len(extra), "unsealed", len(sealed))
 	}
 	return nil
 }
@@ -302,11 +311,13 @@ func (b *Broker) watchDisk() {
 			if now != low {
 				low = now
 				slog.Warn("disk space", "low", low, "free", sp.Free, "reserve", reserve)
-				b.setBlocked(reasonDisk+" ", low)
+				b.setBlocked(reasonDisk, low)
+				b.node.DiskLow(low)
 			}
 		}
 		select {
 		case <-time.After(diskEvery):
+		case <-b.grown: // a fast publisher fills the reserve sooner than that
 		case <-b.stop:
 			return
 		}
@@ -317,25 +328,53 @@ func (b *Broker) watchDisk() {
 // the end of the last.
 func (b *Broker) setBlocked(reason string, yes bool) {
 	b.mu.Lock()
-	before := len(b.blocked) > 0
 	if yes {
 		b.blocked[reason] = true
 	} else {
 		delete(b.blocked, reason)
 	}
-	after := len(b.blocked) > 0
-	var tell []*Session
-	if before != after {
-		for s := range b.sessions {
-			tell = append(tell, s)
-		}
-	}
 	b.mu.Unlock()
-	for _, s := range tell {
-		if after {
-			s.sink.Blocked(reasonDisk)
-		} else {
-			s.sink.Unblocked()
+	poke(b.tell)
+}
+
+// diskRefuses is told when a shard can't write for want of space, and when it can again.
+func (b *Broker) diskRefuses(shard uint32, yes bool) {
+	b.setBlocked(fmt.Sprintf("%s: shard %d", reasonDisk, shard), yes)
+}
+
+// poke wakes whoever receives from a channel of capacity 1.
+func poke(ch chan struct{}) {
+	select {
+	case ch <- struct{}{}:
+	default:
+	}
+}
+
+// announce tells sessions whether messages are taken. It alone does, so that no session
+// hears of changes in another order than they came.
+func (b *Broker) announce() {
+	for {
+		select {
+		case <-b.tell:
+		case <-b.stop:
+			return
+		}
+		var list []*Session
+		b.mu.Lock()
+		blocked := len(b.blocked) > 0
+		for s := range b.sessions {
+			if s.blocked != blocked {
+				s.blocked = blocked
+				list = append(list, s)
+			}
+		}
+		b.mu.Unlock()
+		for _, s := range list {
+			if blocked {
+				s.sink.Blocked(reasonDisk)
+			} else {
+				s.sink.Unblocked()
+			}
 		}
 	}
 }

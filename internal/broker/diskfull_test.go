@@ -35,11 +35,16 @@ func await[T comparable](t *testing.T, what string, ch <-chan T, want T) {
 // settling becomes impossible, consumers go on, and when they have made room the
 // publishers are let in again, without help.
 func TestFullDisk(t *testing.T) {
+	t.Run("flushing", func(t *testing.T) { fullDisk(t, 4) })
+	t.Run("never full of write-ahead log", func(t *testing.T) { fullDisk(t, 1000) })
+}
+
+func fullDisk(t *testing.T, walFiles int) {
 	disk := vfs.NewMem()
 	const file = 64 << 10
 	disk.SetLimit(60 * file)
 	b, err := Open(Config{Dir: "data", FS: disk, Shards: 1, Node: engine.NodeConfig{
-		WALFileBytes: file, WALFiles: 4, TailCache: file, CheckpointBytes: file,
+		WALFileBytes: file, WALFiles: walFiles, TailCache: file, CheckpointBytes: file,
 	}})
 	if err != nil {
 		t.Fatal(err)

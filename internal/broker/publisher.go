@@ -17,6 +17,7 @@ const routeCacheEntries = 1024
 // are flushed. Owned by the session's reader goroutine.
 type Publisher struct {
 	s     *Session
+	done  completer
 	token uint64
 	used  uint32 // slots of the current flush
 	slots [maxSlots]slot
@@ -35,7 +36,7 @@ type slot struct {
 
 // Publisher returns a new publisher of the session.
 func (s *Session) Publisher() *Publisher {
-	return &Publisher{s: s, token: 1}
+	return &Publisher{s: s, done: completer{sink: s.sink}, token: 1}
 }
 
 // Publish routes a message and adds it to the current flush. Everything is copied. It
@@ -139,7 +140,7 @@ func (p *Publisher) add(id uint32, targets []msg.Target, e *msg.Envelope, body [
 }
 
 func (p *Publisher) submit(sl *slot, token uint64) {
-	for p.s.b.node.Pressure() {
+	for p.s.b.node.Pressure(sl.shard.ID()) {
 		select {
 		case <-time.After(time.Millisecond):
 			continue
@@ -147,7 +148,7 @@ func (p *Publisher) submit(sl *slot, token uint64) {
 		}
 		break
 	}
-	sl.shard.SubmitWait(shard.Sub{Chunk: sl.b.Finish(), Done: &p.s.done, Token: token}, p.s.b.stop)
+	sl.shard.SubmitWait(shard.Sub{Chunk: sl.b.Finish(), Done: &p.done, Token: token}, p.s.b.stop)
 }
 
 // Token returns the token of the flush that the next message belongs to. Tokens

@@ -3,6 +3,7 @@ package broker
 import (
 	"errors"
 	"sync"
+	"sync/atomic"
 
 	"github.com/sluicemq/sluice/internal/berr"
 	"github.com/sluicemq/sluice/internal/engine"
@@ -18,7 +19,9 @@ type Session struct {
 	b    *Broker
 	id   Identity
 	sink Sink
-	done completer
+	done completer // of settlements
+
+	blocked bool // Sink.Blocked was told last; guarded by Broker.mu
 
 	mu        sync.Mutex // guards consumers and gets; held for map access only
 	consumers map[*Consumer]struct{}
@@ -60,14 +63,11 @@ func (b *Broker) Open(id Identity, sink Sink) (*Session, error) {
 		b: b, id: id, sink: sink, consumers: map[*Consumer]struct{}{}, gets: map[getKey]*Consumer{},
 		settles: map[*engine.Shard][]engine.Settled{},
 	}
-	s.done.s = s
+	s.done.sink = sink
 	b.mu.Lock()
 	b.sessions[s] = struct{}{}
-	blocked := len(b.blocked) > 0
 	b.mu.Unlock()
-	if blocked {
-		sink.Blocked(reasonDisk)
-	}
+	poke(b.tell)
 	return s, nil
 }
 
@@ -220,17 +220,34 @@ func (s *Session) DeclareQueue(spec QueueSpec) (QueueStatus, error) {
 		return s.status(r.Queue, r.Queue)
 	}
 	made := r.Queue
-	if _, err := s.shardOf(made).Do(func(b *msg.Builder) { b.Ensure(made.ID, profileOf(made)) }); err != nil {
-		return QueueStatus{}, berr.Wrap(berr.Unavailable, err, "queue '%s' not made", made.Name)
+	if err := s.ensure(made); err != nil {
+		return QueueStatus{}, err
 	}
 	return QueueStatus{Name: made.Name}, nil
 }
 
+// ensure makes the log of a queue.
+func (s *Session) ensure(q *route.Queue) error {
+	_, err := s.shardOf(q).Do(func(b *msg.Builder) { b.Ensure(q.ID, profileOf(q)) })
+	if err != nil {
+		return berr.Wrap(berr.Unavailable, err, "queue '%s' not made", q.Name)
+	}
+	return nil
+}
+
+// status looks at a queue that is defined. Its log may still be on its way, from the
+// session that makes it: then it is made here, for the caller will publish to it.
 func (s *Session) status(q, existing *route.Queue) (QueueStatus, error) {
 	if err := s.mayUse(q); err != nil {
 		return QueueStatus{}, err
 	}
-	c, err := s.shardOf(q).Counts(q.ID)
+	sh, has := s.shardOf(q), false
+	if sh.Call(func() { has = sh.Machine().Ledger().Has(q.ID) }) && !has {
+		if err := s.ensure(q); err != nil {
+			return QueueStatus{}, err
+		}
+	}
+	c, err := sh.Counts(q.ID)
 	if err != nil {
 		return QueueStatus{}, berr.Wrap(berr.Unavailable, err, "queue '%s'", q.Name)
 	}
@@ -264,27 +281,51 @@ func (s *Session) DeleteQueue(name string, ifUnused, ifEmpty bool) (uint64, erro
 	if ifUnused && counts.Consumers > 0 {
 		return 0, berr.New(berr.PreconditionFailed, "queue '%s' in vhost '%s' in use", name, s.id.VHost)
 	}
-	if ifEmpty {
-		if err := s.sealEmpty(sh, q); err != nil {
-			return 0, err
-		}
+	if !ifEmpty {
+		return counts.Ready, s.remove(q)
 	}
-	return counts.Ready, s.remove(q)
+	if counts.Ready > 0 {
+		return 0, s.notEmpty(q)
+	}
+	if err := s.sealEmpty(sh, q); err != nil {
+		return 0, err
+	}
+	err = s.remove(q)
+	if err != nil { // the queue stays, so it takes messages again
+		_, _ = sh.Do(func(b *msg.Builder) { b.Unseal(q.ID) })
+	}
+	return 0, err
 }
 
-// sealEmpty refuses further messages to a queue that has none ready, or says that it
-// has.
+func (s *Session) notEmpty(q *route.Queue) error {
+	return berr.New(berr.PreconditionFailed, "queue '%s' in vhost '%s' not empty", q.Name, s.id.VHost)
+}
+
+// sealEmpty makes a queue that has no message ready refuse further ones, or says that
+// it has. What is published in between is not confirmed; see completer.
 func (s *Session) sealEmpty(sh *engine.Shard, q *route.Queue) error {
-	if _, err := sh.Do(func(b *msg.Builder) { b.Seal(q.ID, 0) }); err != nil {
+	// With nothing in flight either, looking and sealing are one.
+	res, err := sh.Do(func(b *msg.Builder) { b.Seal(q.ID, msg.SealIfEmpty) })
+	if err == nil && len(res.Outcomes) == 0 {
+		return nil
+	}
+	c, err := sh.Counts(q.ID)
+	if err == nil && c.Ready > 0 {
+		return s.notEmpty(q)
+	}
+	if err == nil {
+		_, err = sh.Do(func(b *msg.Builder) { b.Seal(q.ID, 0) })
+	}
+	if err != nil {
 		return berr.Wrap(berr.Unavailable, err, "queue '%s'", q.Name)
 	}
-	if c, err := sh.Counts(q.ID); err == nil && c.Ready == 0 {
+	if c, err = sh.Counts(q.ID); err == nil && c.Ready == 0 {
 		return nil
 	}
 	if _, err := sh.Do(func(b *msg.Builder) { b.Unseal(q.ID) }); err != nil {
 		return berr.Wrap(berr.Unavailable, err, "queue '%s'", q.Name)
 	}
-	return berr.New(berr.PreconditionFailed, "queue '%s' in vhost '%s' not empty", q.Name, s.id.VHost)
+	return s.notEmpty(q)
 }
 
 // remove deletes the definition, then the log.
@@ -486,30 +527,42 @@ func (e engineSink) Hungry(p queue.Pool) {
 	}
 }
 
-// completer turns the answers of shards into those of slots. A submission that was
-// sent because a builder was full carries partialBit: only the last one of a flush is
-// reported, with the first error among them. failed[i] is only touched on the loop of
-// slot i's shard.
+// completer turns the answers of shards into those of slots, for a publisher or for the
+// settlements of a session. A submission that was sent because a builder was full
+// carries partialBit: only the last one of a flush is reported, with the first error
+// among them.
 type completer struct {
-	s      *Session
-	failed [maxSlots]error
+	sink   Sink
+	failed [maxSlots]atomic.Pointer[error]
 }
+
+// errSealed: a queue took no messages since it was about to be deleted. Whether the
+// others of the slot were stored is not told apart.
+var errSealed = berr.New(berr.Unavailable, "a queue is being deleted")
 
 const partialBit = 1 << 62
 
 // Completed implements shard.Completer.
 func (d *completer) Completed(id uint32, token uint64, res shard.Result) {
 	slot := slotOf(id)
-	err := d.failed[slot]
-	if err == nil {
-		err = res.Err
+	err := res.Err
+	for _, o := range res.Outcomes {
+		if o.Code == shard.Sealed && err == nil {
+			err = errSealed
+		}
 	}
+	failed := &d.failed[slot]
 	if token&partialBit != 0 {
-		d.failed[slot] = err
+		if err != nil {
+			first := err // so that only failing allocates
+			failed.CompareAndSwap(nil, &first)
+		}
 		return
 	}
-	d.failed[slot] = nil
-	d.s.sink.Completed(token, slot, err)
+	if first := failed.Swap(nil); first != nil {
+		err = *first
+	}
+	d.sink.Completed(token, slot, err)
 }
 
 // maxSlots bounds the shards a node may have: slot 0 is the volatile one.

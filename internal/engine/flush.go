@@ -2,6 +2,7 @@ package engine
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -25,8 +26,12 @@ type job struct {
 // for that.
 func (k *Keeper) flush(s *Shard, seq, index uint64) error {
 	for applied := uint64(0); applied < index; {
-		if !s.Call(func() { applied = s.Core().Applied() }) {
+		var failed error
+		if !s.Call(func() { applied, failed = s.Core().Applied(), s.Core().Failed() }) {
 			return ErrStopped
+		}
+		if failed != nil {
+			return failed
 		}
 		if applied < index && !k.sleep(time.Millisecond) {
 			return ErrStopped
@@ -105,7 +110,13 @@ func (k *Keeper) move(s *Shard, from, to uint64, done store.Flushed) error {
 			}
 		})
 	})
-	if !ok || !s.Call(func() { s.m.tail.popTo(to); s.m.cut.flushedTo(from, to) }) {
+	ok = ok && s.Call(func() {
+		s.m.tail.popTo(to)
+		if !s.m.volatile { // which has no checkpoint
+			s.m.cut.flushedTo(from, to)
+		}
+	})
+	if !ok {
 		return ErrStopped
 	}
 	return nil
@@ -221,6 +232,10 @@ func (s *subSource) close() {
 	}
 }
 
+// errSettled: the submission of a volatile shard is gone, since nothing in it is
+// unsettled any more.
+var errSettled = errors.New("engine: settled meanwhile")
+
 // arenaBytes holds the submissions of a whole WAL file; untouched pages cost nothing.
 const arenaBytes = 96 << 20
 
@@ -233,11 +248,14 @@ func (s *subSource) get(sub uint64) (msg.Submission, error) {
 		return k, nil
 	}
 	c, pos, ok := s.m.tail.get(sub)
+	if s.m.volatile && c == nil {
+		return nil, errSettled
+	}
 	if !ok {
 		return nil, fmt.Errorf("engine: submission %d left the tail while being flushed", sub)
 	}
 	if c == nil {
-		if s.keepAll {
+		if s.keepAll && pos.Len <= arenaBytes {
 			return s.intoArena(sub, int(pos.Len), func(b []byte) error { return s.m.wal.ReadAt(pos, 0, b) })
 		}
 		c = buf.Get(int(pos.Len))
@@ -300,6 +318,9 @@ func (s *subSource) intoArena(sub uint64, n int, read func([]byte) error) (msg.S
 // are stored once.
 func (s *subSource) copyJob(w *store.Writer, j *job) error {
 	sub, err := s.get(j.n.sub)
+	if errors.Is(err, errSettled) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}

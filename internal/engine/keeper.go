@@ -31,6 +31,9 @@ type Keeper struct {
 	budget   int            // sealed WAL files that may wait
 	spill    int64          // bytes of the volatile shard's chunks
 
+	// free returns the bytes that the disk has left; nil if nobody knows.
+	free func() (int64, error)
+
 	cuts struct {
 		sync.Mutex
 		list []shard.Cut
@@ -42,6 +45,7 @@ type Keeper struct {
 	stop     chan struct{}
 	wg       sync.WaitGroup
 	pressure atomic.Bool
+	scarce   atomic.Int32 // reasons to think that the disk is nearly full
 }
 
 func newKeeper(st *store.Store, budget int, spill int64) *Keeper {
@@ -73,6 +77,27 @@ func poke(ch chan struct{}) {
 // Pressure reports that the WAL is so far ahead of the flusher that publishers should
 // wait. Once the WAL has failed nothing gets better by waiting.
 func (k *Keeper) Pressure() bool { return k.pressure.Load() && k.wal.Err() == nil }
+
+// volatilePressure reports that the volatile shard holds much more in memory than it
+// may: its publishers should wait until that is on disk, or consumed.
+func (k *Keeper) volatilePressure() bool {
+	_, bytes := k.volatile.m.tail.size()
+	if bytes > k.spill {
+		poke(k.wake)
+	}
+	return bytes > 2*k.spill
+}
+
+// setScarce notes a reason to think that the disk is nearly full, or its end. While
+// there is one, space is given back as soon as possible.
+func (k *Keeper) setScarce(yes bool) {
+	if yes {
+		k.scarce.Add(1)
+		poke(k.wake)
+		return
+	}
+	k.scarce.Add(-1)
+}
 
 // take receives a cut from a shard's loop.
 func (k *Keeper) take(c shard.Cut) {
@@ -160,12 +185,16 @@ func (k *Keeper) run() {
 	}
 }
 
-// retireFiles flushes and gives back the oldest WAL files while too many are sealed.
+// retireFiles flushes and gives back the oldest WAL files while too many are sealed:
+// any at all when the disk is nearly full, since what they hold may be settled.
 func (k *Keeper) retireFiles() {
 	for {
-		sealed := k.wal.Sealed()
+		sealed, budget := k.wal.Sealed(), k.budget
 		k.pressure.Store(len(sealed) > 2*k.budget)
-		if len(sealed) <= k.budget {
+		if k.scarce.Load() > 0 {
+			budget = 0
+		}
+		if len(sealed) <= budget {
 			return
 		}
 		select {
@@ -217,8 +246,15 @@ func (k *Keeper) checkpointed(id uint32, index uint64) error {
 			return nil
 		}
 		for _, s := range k.all {
-			if s.ID() == id {
-				s.Post(s.Core().RequestCheckpoint)
+			if s.ID() != id {
+				continue
+			}
+			var failed error
+			if !s.Call(func() { s.Core().RequestCheckpoint(); failed = s.Core().Failed() }) {
+				return ErrStopped
+			}
+			if failed != nil {
+				return failed
 			}
 		}
 		select {
@@ -242,15 +278,17 @@ func (k *Keeper) space() {
 			slog.Warn("dead segments not dropped", "shard", s.ID(), "err", err)
 		}
 		for _, id := range c.Measure {
-			runs, err := k.store.Runs(id)
-			if err == nil {
-				_, err = k.store.Measure(id, s.liveOf([]store.SegID{id}, runs))
-			}
-			if err != nil {
+			if err := k.measure(s, id); err != nil {
 				slog.Warn("segment not measured", "segment", id, "err", err)
 			}
 		}
-		for _, group := range append(c.Rewrite, c.Merge...) {
+		groups := c.Rewrite
+		for _, g := range c.Merge {
+			if k.mayMerge(s.ID(), g) {
+				groups = append(groups, g)
+			}
+		}
+		for _, group := range groups {
 			select {
 			case <-k.stop:
 				return
@@ -261,6 +299,39 @@ func (k *Keeper) space() {
 			}
 		}
 	}
+}
+
+// mayMerge says whether there is space for a merge, which takes as much as its inputs
+// before it gives that back, and saves none: half of what is free is not touched.
+func (k *Keeper) mayMerge(id uint32, group []store.SegID) bool {
+	if k.scarce.Load() > 0 {
+		return false
+	}
+	if k.free == nil {
+		return true
+	}
+	need := int64(0)
+	for _, m := range k.store.Segments(id) {
+		if slices.Contains(group, m.ID) {
+			need += m.Bytes
+		}
+	}
+	free, err := k.free()
+	return err == nil && need <= free/2
+}
+
+// measure lets the store find out what a rewrite of a segment would keep.
+func (k *Keeper) measure(s *Shard, id store.SegID) error {
+	runs, err := k.store.Runs(id)
+	if err != nil {
+		return err
+	}
+	live, ok := s.liveOf([]store.SegID{id}, runs)
+	if !ok {
+		return ErrStopped
+	}
+	_, err = k.store.Measure(id, live)
+	return err
 }
 
 // dropDead drops segments of which nothing is unsettled. The store's counts only
@@ -331,14 +402,15 @@ func (m *Machine) liveIn(r store.Run) int {
 }
 
 // liveOf collects what the store asks about the runs of some segments: the unsettled
-// offsets, and whether the lane's run before each is among them too.
-func (s *Shard) liveOf(ids []store.SegID, runs []store.Run) store.LiveFunc {
+// offsets, and whether the lane's run before each is among them too; false if the shard
+// has stopped.
+func (s *Shard) liveOf(ids []store.SegID, runs []store.Run) (fn store.LiveFunc, ok bool) {
 	type key struct {
 		seg store.SegID
 		dir uint32
 	}
 	live := make(map[key]store.Live, len(runs))
-	inSlices(len(runs), func(from, to int) bool {
+	ok = inSlices(len(runs), func(from, to int) bool {
 		return s.Call(func() {
 			for _, r := range runs[from:to] {
 				ln, ok := s.m.ledger.Lane(r.Log, r.Lane)
@@ -353,7 +425,7 @@ func (s *Shard) liveOf(ids []store.SegID, runs []store.Run) store.LiveFunc {
 			}
 		})
 	})
-	return func(r store.Run) store.Live { return live[key{r.Seg, r.Dir}] }
+	return func(r store.Run) store.Live { return live[key{r.Seg, r.Dir}] }, ok
 }
 
 // follows says whether the run before r is in one of the segments.
@@ -373,10 +445,11 @@ func (k *Keeper) compact(s *Shard, ids []store.SegID) error {
 		}
 		old = append(old, runs...)
 	}
-	if !s.Call(func() {}) {
+	live, ok := s.liveOf(ids, old)
+	if !ok {
 		return ErrStopped
 	}
-	c, err := k.store.Compact(ids, s.liveOf(ids, old), store.CompactOptions{})
+	c, err := k.store.Compact(ids, live, store.CompactOptions{})
 	if err != nil {
 		return err
 	}

@@ -181,7 +181,9 @@ func (m *Machine) applyAppend(c *shard.Command, sub uint64, i int, op *msg.Op, r
 				m.dispatch.Appended(t.Log, t.Lane, out.First, uint64(op.N))
 			}
 			continue
-		case queue.Unknown, queue.Sealed:
+		case queue.Sealed:
+			res.Outcomes = append(res.Outcomes, shard.Outcome{Op: i, Target: k, Code: shard.Sealed})
+		case queue.Unknown:
 			res.Outcomes = append(res.Outcomes, shard.Outcome{Op: i, Target: k, Code: shard.Gone})
 		case queue.Duplicate:
 			res.Outcomes = append(res.Outcomes, shard.Outcome{Op: i, Target: k, Code: shard.Duplicate, Offset: out.First})
@@ -237,6 +239,7 @@ func (m *Machine) applyReturn(op *msg.Op) {
 	}
 	if q := m.returns[op.Log]; m.leading && len(q) > 0 {
 		m.dispatch.Return(&q[0].c.Consumer, op.Log, q[0].lane, q[0].rs)
+		q[0].c.fed()
 		if len(q) == 1 {
 			delete(m.returns, op.Log)
 		} else {
@@ -257,6 +260,7 @@ func (m *Machine) applyDelete(log msg.LogID) {
 	})
 	m.places.drop(log, lanes)
 	m.ledger.Delete(log)
+	returns := m.returns[log]
 	delete(m.returns, log)
 	if !m.leading {
 		return
@@ -265,6 +269,10 @@ func (m *Machine) applyDelete(log msg.LogID) {
 		ec := c.User.(Based).Base()
 		ec.attached = false
 		ec.Sink.Canceled(ec)
+	}
+	for _, r := range returns { // nothing comes back, but the credit does
+		m.dispatch.Return(&r.c.Consumer, log, r.lane, r.rs)
+		r.c.fed()
 	}
 	m.answerGets(log)
 }
@@ -279,8 +287,12 @@ func (m *Machine) Lead(uint64) {
 // Follow implements shard.Machine.
 func (m *Machine) Follow() { m.leading = false }
 
-// Drive implements shard.Machine: deliver, and reserve ahead.
+// Drive implements shard.Machine: deliver, and reserve ahead. Not once it was told to
+// follow, which may be before its Core is: at a clean stop.
 func (m *Machine) Drive(b *msg.Builder) bool {
+	if !m.leading {
+		return false
+	}
 	more := m.dispatch.Run(deliveriesPerTurn, m.out)
 	m.tryGets()
 	m.dispatch.WantReserve(func(log msg.LogID, n uint8, upto msg.Offset) { b.Reserve(log, n, upto) })

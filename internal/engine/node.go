@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"path/filepath"
 	"sync/atomic"
 	"time"
@@ -44,8 +45,12 @@ type NodeConfig struct {
 	// VolatileMemory is how many bytes the volatile shard keeps in memory; default
 	// 64 MiB.
 	VolatileMemory int64
-	// Blocked is told when the disk refuses writes, and when it takes them again.
-	Blocked func(bool)
+	// Blocked is told when the disk refuses a shard's writes, and when it takes them
+	// again; on the loop of that shard.
+	Blocked func(shard uint32, yes bool)
+	// Grown is told when the write-ahead log needs another file: a moment to look how
+	// much space is left. It must not block.
+	Grown func()
 	// Failed is told, once, when the write-ahead log failed for good: nothing can be
 	// confirmed any more, so the process should end.
 	Failed func(error)
@@ -132,10 +137,22 @@ func (n *Node) open(cfg NodeConfig) error {
 	}
 	n.link = shard.LinkID(1, incarnation)
 	n.keeper = newKeeper(st, cfg.WALFiles, cfg.VolatileMemory)
+	n.keeper.free = func() (int64, error) {
+		sp, err := cfg.FS.FreeSpace(cfg.Dir)
+		return int64(min(sp.Free, math.MaxInt64)), err
+	}
 	lg, rec, err := wal.Open(wal.Options{
 		FS: cfg.FS, Dir: filepath.Join(cfg.Dir, "wal"), FileSize: cfg.WALFileBytes,
 		Tables: n.walTables, VerifyPayload: verifyPayload,
-		Events: wal.Events{FileSealed: func(wal.SealedFile) { poke(n.keeper.wake) }, Failed: cfg.Failed},
+		Events: wal.Events{
+			FileSealed: func(wal.SealedFile) {
+				poke(n.keeper.wake)
+				if cfg.Grown != nil {
+					cfg.Grown()
+				}
+			},
+			Failed: cfg.Failed,
+		},
 	})
 	if err != nil {
 		return err
@@ -252,7 +269,13 @@ func (n *Node) openShard(cfg NodeConfig, id uint32, m shard.Machine, loaded func
 	}
 	return shard.New(shard.Config{
 		ID: id, Incarnation: 1, Node: 1, Voters: []uint64{1}, Link: n.link,
-		Log: n.wal, Machine: m, Checkpoint: n.keeper.take, Blocked: cfg.Blocked,
+		Log: n.wal, Machine: m, Checkpoint: n.keeper.take,
+		Blocked: func(yes bool) {
+			n.keeper.setScarce(yes)
+			if cfg.Blocked != nil {
+				cfg.Blocked(id, yes)
+			}
+		},
 		CheckpointBytes: cfg.CheckpointBytes,
 	}, r)
 }
@@ -311,8 +334,17 @@ func (n *Node) Shard(id uint32) *Shard {
 	return nil
 }
 
-// Pressure reports that publishers should wait for the flusher.
-func (n *Node) Pressure() bool { return n.keeper.Pressure() }
+// Pressure reports that publishers of a shard should wait for the flusher.
+func (n *Node) Pressure(shard uint32) bool {
+	if shard == VolatileShard {
+		return n.keeper.volatilePressure()
+	}
+	return n.keeper.Pressure()
+}
+
+// DiskLow tells of a change of whether the disk is nearly full: the node then gives
+// space back that it would else keep for later.
+func (n *Node) DiskLow(yes bool) { n.keeper.setScarce(yes) }
 
 // Close stops the shards after writing how far deliveries really went, so that a clean
 // restart flags nothing that was never delivered.

@@ -2,6 +2,8 @@ package engine
 
 import (
 	"errors"
+	"slices"
+	"time"
 
 	"github.com/sluicemq/sluice/internal/buf"
 	"github.com/sluicemq/sluice/internal/msg"
@@ -49,14 +51,29 @@ func (c *Consumer) hold(n uint8, r msg.Range) {
 	s.AddRange(r.First, r.First+r.Count)
 }
 
-// letGo removes what is settled and returns how much of it was in flight.
-func (c *Consumer) letGo(n uint8, rs []msg.Range) (gone uint64) {
-	if s := c.inflight[n]; s != nil {
+// letGo removes what is settled and returns the part of it that was in flight: rs
+// itself if all was.
+func (c *Consumer) letGo(n uint8, rs []msg.Range) (held []msg.Range, count uint64) {
+	s := c.inflight[n]
+	if s == nil {
+		return nil, 0
+	}
+	total := uint64(0)
+	for _, r := range rs {
+		total += r.Count
+		count += s.CountRange(r.First, r.First+r.Count)
+	}
+	held = rs
+	if count < total {
+		held = nil
 		for _, r := range rs {
-			gone += s.RemoveRange(r.First, r.First+r.Count)
+			held = s.AppendRanges(held, r.First, r.First+r.Count)
 		}
 	}
-	return gone
+	for _, r := range held {
+		s.RemoveRange(r.First, r.First+r.Count)
+	}
+	return held, count
 }
 
 // Shard is a shard of queues as sessions see it.
@@ -114,11 +131,13 @@ func (m *Machine) detach(c *Consumer) {
 	}
 }
 
-// Release detaches c and returns all that is in flight to it.
+// Release detaches c and returns all that is in flight to it. A Get of c that was not
+// answered yet never is.
 func (s *Shard) Release(c *Consumer) {
 	s.Call(func() {
 		m := s.m
 		m.detach(c)
+		m.waitingGets = slices.DeleteFunc(m.waitingGets, func(g *get) bool { return g.c == c })
 		if !m.leading {
 			return
 		}
@@ -168,40 +187,69 @@ type Settled struct {
 }
 
 // Settle frees the consumers' credit at once, and submits what must be written. Lazy
-// settlements wait a little for company. done may be nil.
+// settlements wait a little for company. done may be nil. What is not in flight to its
+// consumer any more is left alone: it may be another's by now. The list passes to the
+// shard.
 func (s *Shard) Settle(list []Settled, lazy bool, done shard.Completer, token uint64) {
-	var b msg.Builder
-	for _, x := range list {
-		if !x.Requeue {
-			b.Settle(x.Consumer.Log, x.Lane, x.Reason, x.Ranges)
+	chunk := encodeSettled(list)
+	posted := s.Post(func() {
+		sub := shard.Sub{Chunk: chunk, Done: done, Token: token, Lazy: lazy}
+		if s.m.settleSoft(list) {
+			if chunk != nil {
+				chunk.Release()
+			}
+			sub.Chunk = encodeSettled(list)
 		}
-	}
-	chunk := b.Finish()
-	s.Post(func() {
-		s.m.settleSoft(list)
 		switch {
-		case chunk != nil:
-			s.m.core.Submit(shard.Sub{Chunk: chunk, Done: done, Token: token, Lazy: lazy})
+		case sub.Chunk != nil:
+			s.m.core.Submit(sub)
 		case done != nil:
 			done.Completed(s.ID(), token, shard.Result{})
 		}
 	})
+	if posted {
+		return
+	}
+	if chunk != nil {
+		chunk.Release()
+	}
+	if done != nil {
+		done.Completed(s.ID(), token, shard.Result{Err: ErrStopped})
+	}
 }
 
-func (m *Machine) settleSoft(list []Settled) {
+// encodeSettled makes the submission for a list, nil if nothing has to be written.
+func encodeSettled(list []Settled) *buf.Chunk {
+	var b msg.Builder
 	for _, x := range list {
+		if !x.Requeue && len(x.Ranges) > 0 {
+			b.Settle(x.Consumer.Log, x.Lane, x.Reason, x.Ranges)
+		}
+	}
+	return b.Finish()
+}
+
+// settleSoft frees credit and returns messages. It reduces the list to what is in
+// flight and reports whether that was less.
+func (m *Machine) settleSoft(list []Settled) (reduced bool) {
+	for i := range list {
+		x := &list[i]
 		c := x.Consumer
-		n := c.letGo(x.Lane, x.Ranges)
+		held, n := c.letGo(x.Lane, x.Ranges)
+		if len(held) != len(x.Ranges) || len(held) > 0 && &held[0] != &x.Ranges[0] {
+			x.Ranges, reduced = held, true
+		}
 		switch {
 		case !m.leading || n == 0:
 			continue
 		case x.Requeue:
-			m.giveBack(c, x.Lane, x.Ranges)
+			m.giveBack(c, x.Lane, held)
 		case !c.NoAck:
 			m.dispatch.Acked(&c.Consumer, c.Log, x.Lane, n)
 		}
 		c.fed()
 	}
+	return reduced
 }
 
 // get is a basic.get that waits for its reservation.
@@ -286,18 +334,31 @@ func (s *Shard) Purge(log msg.LogID) (n uint64, err error) {
 	return n, w.wait().Err
 }
 
-// sealReserves ends deliveries and records how far they went.
+// sealReserves ends deliveries and records how far they went. It does not wait for a
+// disk that is full: then more is flagged than need be.
 func (s *Shard) sealReserves() {
-	_, _ = s.Do(func(b *msg.Builder) {
-		s.Call(func() {
-			if s.m.leading {
-				s.m.dispatch.ExactReserves(b.ReserveExact)
-				s.m.Follow()
-			}
-		})
-		b.TermStart() // so that there is something to wait for
+	var b msg.Builder
+	s.Call(func() {
+		if s.m.leading {
+			s.m.dispatch.ExactReserves(b.ReserveExact)
+			s.m.Follow()
+		}
 	})
+	b.TermStart() // so that there is something to wait for
+	w := newWaiter()
+	s.Submit(shard.Sub{Chunk: b.Finish(), Done: w})
+	for starved := false; !starved; {
+		select {
+		case <-w.ch:
+			return
+		case <-time.After(starvedEvery):
+			s.Call(func() { starved = s.Core().Starved() })
+		}
+	}
 }
+
+// starvedEvery is how often a stop looks whether it waits for a full disk.
+const starvedEvery = 20 * time.Millisecond
 
 // Do submits operations and waits until they are applied.
 func (s *Shard) Do(build func(b *msg.Builder)) (shard.Result, error) {

@@ -400,4 +400,14 @@ func (c *Core) Turn() (more bool) {
 }
 
 // WaitUntil returns when Turn must be called although nothing arrived; zero if never.
-func (c *Core) WaitUntil() time.Time { return c.pending.lazyUntil() }
+func (c *Core) WaitUntil() time.Time {
+	if !c.mayPropose() {
+		return time.Time{} // what ends that arrives as input
+	}
+	return c.pending.lazyUntil()
+}
+
+// mayPropose says whether a proposal could be made now.
+func (c *Core) mayPropose() bool {
+	return c.leading && c.inflight < c.cfg.MaxInflight && len(c.retry) == 0
+}

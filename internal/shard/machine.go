@@ -37,7 +37,8 @@ type OutcomeCode uint8
 // Outcomes of an append to one target.
 const (
 	Appended  OutcomeCode = iota
-	Gone                  // the log does not exist any more, or is sealed
+	Gone                  // the log does not exist any more
+	Sealed                // the log takes no messages, at least for now
 	Duplicate             // appended before; Offset is the first time's
 	Refused               // the precondition failed
 )

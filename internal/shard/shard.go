@@ -58,7 +58,7 @@ func New(cfg Config, r Restored) (*Shard, error) {
 		id: cfg.ID, wake: make(chan struct{}, 1), done: make(chan struct{}),
 		room: make(chan struct{}, 1), ticks: len(cfg.Voters) > 1,
 	}
-	cfg.Post = s.Post
+	cfg.Post = func(fn func()) { s.Post(fn) }
 	core, err := NewCore(cfg, r)
 	if err != nil {
 		return nil, err
@@ -126,6 +126,11 @@ func (s *Shard) Submit(sub Sub) {
 func (s *Shard) SubmitWait(sub Sub, stop <-chan struct{}) {
 	for s.bytes.Load() > publishBytesMax {
 		s.blocks.Add(1)
+		if s.bytes.Load() <= publishBytesMax {
+			// There was room before the loop could see that somebody waits for it.
+			s.blocks.Add(-1)
+			break
+		}
 		select {
 		case <-s.room:
 		case <-stop:
@@ -161,14 +166,16 @@ func (s *Shard) signalRoom() {
 	}
 }
 
-// Post runs fn on the loop, later. After Stop it is dropped.
-func (s *Shard) Post(fn func()) {
+// Post runs fn on the loop, later. After Stop it is dropped: false.
+func (s *Shard) Post(fn func()) bool {
 	s.in.Lock()
-	if !s.in.stop {
+	stopped := s.in.stop
+	if !stopped {
 		s.in.calls = append(s.in.calls, fn)
 	}
 	s.in.Unlock()
 	s.kick()
+	return !stopped
 }
 
 // Call runs fn on the loop and waits for it; false when the shard has stopped. Never

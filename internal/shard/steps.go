@@ -22,7 +22,7 @@ func (c *Core) propose() (more bool) {
 		}
 		return false
 	}
-	if c.inflight >= c.cfg.MaxInflight || len(c.retry) > 0 {
+	if !c.mayPropose() {
 		return false
 	}
 	own := !c.builder.Empty()
