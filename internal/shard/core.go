@@ -127,7 +127,9 @@ type Core struct {
 	applyQ  []*pb.Message // MsgStorageApply in order
 	applyAt int           // entries of applyQ[0] that are applied
 	timeMS  int64         // shard time of the last applied batch
-	retry   []*appendReq  // refused for lack of space, in order
+	retry   []*appendReq  // refused for lack of space, and all after them
+	writes  uint64        // writes so far
+	writing int           // writes that the WAL has not answered
 	starved bool          // Blocked(true) was said
 	failed  error
 	stopped bool
@@ -143,11 +145,21 @@ type offer struct {
 
 // appendReq is a write on its way to the WAL.
 type appendReq struct {
+	seq     uint64 // orders the writes
 	records []wal.Record
 	indexes []uint64 // of the entries among records; 0 for others
 	resps   []*pb.Message
 	last    uint64 // highest entry index, 0 if none
 	own     int    // proposals among them
+	pins    []*payload
+}
+
+// unpin gives back the payloads, once the WAL does not need their bytes any more.
+func (r *appendReq) unpin() {
+	for _, p := range r.pins {
+		p.release()
+	}
+	r.pins = nil
 }
 
 // Restored is what recovery hands to NewCore.
@@ -230,8 +242,11 @@ func (c *Core) recoverLog(r Restored) error {
 		if has && r.Wal.FirstEntry > r.Checkpoint+1 {
 			return fmt.Errorf("shard %d: the write-ahead log begins at entry %d, the checkpoint ends at %d", c.cfg.ID, r.Wal.FirstEntry, r.Checkpoint)
 		}
-		if has && len(c.cfg.Voters) > 1 && r.Wal.FirstEntry == r.Wal.FirstIndex {
-			first, prevTerm = r.Wal.FirstEntry, r.Wal.FirstTerm // a follower may need older ones
+		if has && len(c.cfg.Voters) > 1 && r.Wal.FirstEntry <= r.Checkpoint {
+			var err error
+			if first, prevTerm, err = oldest(r); err != nil {
+				return err
+			}
 		}
 	}
 	c.log = newEntryLog(first, prevTerm, c.cfg.Voters)
@@ -250,6 +265,29 @@ func (c *Core) recoverLog(r Restored) error {
 	return nil
 }
 
+// oldest returns the first entry that the log can offer to followers, who may need older
+// ones than the checkpoint, and the term of the one before it. If files were released
+// since the last one was begun, nothing tells the term before the first entry that is
+// left, which then serves as that.
+func oldest(r Restored) (first, prevTerm uint64, err error) {
+	first = r.Wal.FirstEntry
+	switch {
+	case first == 1:
+		return 1, 0, nil
+	case first == r.Wal.FirstIndex:
+		return first, r.Wal.FirstTerm, nil
+	}
+	known := errors.New("found")
+	err = r.Replay(math.MaxUint64, func(e wal.Entry) error {
+		prevTerm = e.Term
+		return known
+	})
+	if !errors.Is(err, known) {
+		return 0, 0, fmt.Errorf("first entry of the write-ahead log: %w", err)
+	}
+	return first + 1, prevTerm, nil
+}
+
 func (c *Core) replay(r Restored, commit uint64) error {
 	return r.Replay(r.Checkpoint+1, func(e wal.Entry) error {
 		if e.Index < c.log.first {
@@ -263,7 +301,7 @@ func (c *Core) replay(r Restored, commit uint64) error {
 			s.gen = e.Index // any number: proposals of the past are never matched again
 		}
 		if e.Index > commit && e.Payload != nil {
-			s.mem = &payload{vec: [][]byte{append([]byte(nil), e.Payload...)}, crc: e.PayloadCRC, size: len(e.Payload)}
+			s.mem = &payload{refs: 1, vec: [][]byte{append([]byte(nil), e.Payload...)}, crc: e.PayloadCRC, size: len(e.Payload)}
 		}
 		c.log.put(e.Index, e.Term, s)
 		if e.Index <= r.Checkpoint || e.Index > commit {
@@ -315,12 +353,14 @@ func (c *Core) Receive(m *pb.Message, bodies []Body) {
 	if c.failed != nil || c.stopped {
 		return
 	}
-	c.heard[m.GetFrom()] = c.cfg.Now()
+	if t := m.GetType(); m.GetTerm() == c.term && (t == pb.MsgAppResp || t == pb.MsgHeartbeatResp) {
+		c.heard[m.GetFrom()] = c.cfg.Now() // it follows; a call for votes is no support
+	}
 	c.ready()
 	for i, e := range m.GetEntries() {
 		if i < len(bodies) && bodies[i].Bytes != nil {
 			b := bodies[i]
-			c.incoming[entryKey{e.GetIndex(), e.GetTerm()}] = &payload{vec: [][]byte{b.Bytes}, crc: b.CRC, size: len(b.Bytes)}
+			c.incoming[entryKey{e.GetIndex(), e.GetTerm()}] = &payload{refs: 1, vec: [][]byte{b.Bytes}, crc: b.CRC, size: len(b.Bytes)}
 		}
 	}
 	_ = c.rn.Step(m) // an error means that the message is stale

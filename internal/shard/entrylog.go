@@ -6,6 +6,8 @@ import (
 	"sort"
 
 	"go.etcd.io/raft/v3"
+	"google.golang.org/protobuf/proto"
+
 	pb "go.etcd.io/raft/v3/raftpb"
 
 	"github.com/sluicemq/sluice/internal/buf"
@@ -22,9 +24,13 @@ type payload struct {
 	vec    [][]byte // header and chunks, as the WAL writes them
 	crc    uint32   // of the header
 	size   int
+	refs   int // of its slot and of the writes that are on their way
 }
 
 func (p *payload) release() {
+	if p.refs--; p.refs > 0 {
+		return
+	}
 	for _, c := range p.chunks {
 		c.Release()
 	}
@@ -128,23 +134,29 @@ func (l *entryLog) InitialState() (*pb.HardState, *pb.ConfState, error) {
 	return &l.hs, &l.conf, nil
 }
 
-// Entries implements raft.Storage: references only.
-func (l *entryLog) Entries(lo, hi, _ uint64) ([]*pb.Entry, error) {
+// Entries implements raft.Storage: references only. At least one entry, and no more
+// than fit in most bytes: raft does not cut what storage gives, and with most 0 that is
+// its promise of one entry a message.
+func (l *entryLog) Entries(lo, hi, most uint64) ([]*pb.Entry, error) {
 	if lo < l.first {
 		return nil, raft.ErrCompacted
 	}
 	if hi > l.last()+1 {
 		return nil, raft.ErrUnavailable
 	}
-	// One entry a message, so one suffices; committed entries are asked for in small
-	// numbers as well.
-	n := min(hi-lo, 64)
-	out := make([]*pb.Entry, 0, n)
-	for i := lo; i < lo+n; i++ {
+	var out []*pb.Entry
+	size := uint64(0)
+	for i := lo; i < min(hi, lo+64); i++ {
 		s := l.slot(i)
-		out = append(out, &pb.Entry{
-			Type: s.typ.Enum(), Index: new(i), Term: new(l.termOf(i)), Data: s.data(),
-		})
+		e := &pb.Entry{Type: s.typ.Enum(), Index: new(i), Term: new(l.termOf(i)), Data: s.data()}
+		size += uint64(proto.Size(e))
+		if len(out) > 0 && size > most {
+			break
+		}
+		out = append(out, e)
+		if size >= most {
+			break
+		}
 	}
 	return out, nil
 }

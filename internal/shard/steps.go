@@ -1,9 +1,11 @@
 package shard
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 
 	"go.etcd.io/raft/v3"
 	pb "go.etcd.io/raft/v3/raftpb"
@@ -39,8 +41,11 @@ func (c *Core) propose() (more bool) {
 		ch := c.builder.Finish()
 		add(msg.Part{Sub: ch.Bytes()}, ch)
 	}
-	c.addOffers(add)
-	for len(parts) < batchPartsMax && (len(parts) == 0 || c.fits(size+c.pending.nextLen(), len(parts)+1)) {
+	room := func(bytes int) bool {
+		return len(parts) == 0 || len(parts) < batchPartsMax && c.fits(size+bytes, len(parts)+1)
+	}
+	c.addOffers(room, add)
+	for room(c.pending.nextLen()) {
 		s, seq, ok := c.pending.take()
 		if !ok {
 			break
@@ -55,7 +60,7 @@ func (c *Core) propose() (more bool) {
 		return false
 	}
 	c.proposeBatch(parts, chunks)
-	return c.pending.next < len(c.pending.subs) && c.inflight < c.cfg.MaxInflight
+	return (len(c.offered) > 0 || c.pending.next < len(c.pending.subs)) && c.inflight < c.cfg.MaxInflight
 }
 
 // fits says whether a batch of so many bytes in so many parts may be proposed.
@@ -63,23 +68,29 @@ func (c *Core) fits(size, parts int) bool {
 	return size+msg.BatchHeaderLen(parts) <= min(batchBytesMax, c.cfg.Log.MaxPayload())
 }
 
-func (c *Core) addOffers(add func(msg.Part, *buf.Chunk)) {
-	for _, o := range c.offered {
-		if c.expect[o.part.Link]+1 != o.part.Seq {
-			continue // a gap or a repeat: its node offers again in order
-		}
-		c.expect[o.part.Link] = o.part.Seq
-		ch := buf.Get(len(o.part.Sub))
-		ch.SetBytes(append(ch.Bytes(), o.part.Sub...))
-		o.part.Sub = ch.Bytes()
-		add(o.part, ch)
+// addOffers adds what other nodes offered, as much as room says fits; the rest waits.
+func (c *Core) addOffers(room func(bytes int) bool, add func(msg.Part, *buf.Chunk)) {
+	for len(c.offered) > 0 {
+		o := c.offered[0]
+		if c.expect[o.part.Link]+1 == o.part.Seq {
+			if !room(len(o.part.Sub)) {
+				return
+			}
+			c.expect[o.part.Link] = o.part.Seq
+			ch := buf.Get(len(o.part.Sub))
+			ch.SetBytes(append(ch.Bytes(), o.part.Sub...))
+			o.part.Sub = ch.Bytes()
+			add(o.part, ch)
+		} // else a gap or a repeat: its node offers again in order
+		c.offered[0] = offer{}
+		c.offered = c.offered[1:]
 	}
-	c.offered = c.offered[:0]
+	c.offered = nil
 }
 
 func (c *Core) proposeBatch(parts []msg.Part, chunks []*buf.Chunk) {
 	c.gen++
-	p := &payload{chunks: chunks}
+	p := &payload{chunks: chunks, refs: 1}
 	p.header = msg.AppendBatchHeader(make([]byte, 0, msg.BatchHeaderLen(len(parts))), c.clock.read(c.cfg.Now()), c.gen, parts)
 	p.crc = msg.CRC(p.header)
 	p.vec = append(make([][]byte, 0, len(parts)+1), p.header)
@@ -184,6 +195,7 @@ func (c *Core) leaderChanged(s *raft.SoftState) {
 func (c *Core) termChanged(term uint64) {
 	if term != c.term {
 		c.term = term
+		clear(c.heard)
 		c.stepDown()
 		c.pending.rewind(c.cfg.Now())
 	}
@@ -245,6 +257,8 @@ func (c *Core) addEntry(req *appendReq, e *pb.Entry) {
 		}
 		s.gen, s.len, s.crc, s.mem = gen, length, p.crc, p
 		rec.Payload, rec.PayloadCRC = p.vec, p.crc
+		p.refs++
+		req.pins = append(req.pins, p)
 		if own {
 			req.own++
 		}
@@ -260,10 +274,13 @@ func (c *Core) addEntry(req *appendReq, e *pb.Entry) {
 }
 
 func (c *Core) submit(req *appendReq) {
+	c.writes++
+	req.seq = c.writes
 	if len(c.retry) > 0 {
 		c.retry = append(c.retry, req)
 		return
 	}
+	c.writing++
 	c.cfg.Log.Submit(c.walAppend(req))
 }
 
@@ -277,11 +294,13 @@ func (c *Core) walAppend(req *appendReq) wal.Append {
 
 // written is the WAL's answer.
 func (c *Core) written(req *appendReq, err error, pos []wal.Position) {
-	passedOver := len(req.records) == 0 && len(c.retry) > 0 // what it waits for was refused
+	c.writing--
 	switch {
 	case c.failed != nil:
 		return
-	case errors.Is(err, wal.ErrNoSpace), errors.Is(err, wal.ErrGap), passedOver:
+	case errors.Is(err, wal.ErrNoSpace), errors.Is(err, wal.ErrGap), err == nil && len(c.retry) > 0:
+		// After a refused write nothing counts, even if it was taken: the responses of
+		// each speak of all before it. It is written again, in order.
 		c.retry = append(c.retry, req)
 		c.starve(true)
 		return
@@ -293,6 +312,7 @@ func (c *Core) written(req *appendReq, err error, pos []wal.Position) {
 		c.starve(false)
 	}
 	c.inflight -= req.own
+	req.unpin()
 	for i, index := range req.indexes {
 		if s := c.log.slot(index); index > 0 && s != nil && c.log.termOf(index) == req.records[i].Term {
 			s.pos = pos[i]
@@ -326,14 +346,43 @@ func (c *Core) Retry() {
 	}
 }
 
+// resubmit waits for the answers to all that was submitted: only then is the order of
+// what was refused known.
 func (c *Core) resubmit() {
+	if c.writing > 0 {
+		return
+	}
 	again := c.retry
 	c.retry = nil
+	slices.SortFunc(again, func(a, b *appendReq) int { return cmp.Compare(a.seq, b.seq) })
 	appends := make([]wal.Append, len(again))
 	for i, req := range again {
+		c.renew(req)
 		appends[i] = c.walAppend(req)
 	}
+	c.writing += len(again)
 	c.cfg.Log.Submit(appends...)
+}
+
+// renew brings a refused write up to date: entries that were replaced meanwhile are left
+// out, for what replaced them may be in the WAL already, and a hard state tells the
+// newest term and vote, for a later write of them may be.
+func (c *Core) renew(req *appendReq) {
+	n := 0
+	req.last = 0
+	for i, r := range req.records {
+		switch index := req.indexes[i]; {
+		case index == 0:
+			r.Term, r.Aux = c.log.hs.GetTerm(), c.log.hs.GetVote()
+		case c.log.slot(index) == nil || c.log.termOf(index) != r.Term:
+			continue
+		default:
+			req.last = index
+		}
+		req.records[n], req.indexes[n] = r, req.indexes[i]
+		n++
+	}
+	req.records, req.indexes = req.records[:n], req.indexes[:n]
 }
 
 // starve tells about a change of whether writes wait for disk space.

@@ -1,0 +1,394 @@
+package shard
+
+import (
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	pb "go.etcd.io/raft/v3/raftpb"
+
+	"github.com/sluicemq/sluice/internal/msg"
+	"github.com/sluicemq/sluice/internal/vfs"
+)
+
+var diskSeeds = flag.Uint64("shard.diskseeds", 100, "number of runs of three voters on disks that lose power")
+
+// sentBy says whose link carried a number; link 0 is a leader's own operation.
+type sentBy struct{ link uint64 }
+
+// diskPacket is a message on the network. Payloads that were in the log of the sender
+// when it was sent are read from there when it arrives.
+type diskPacket struct {
+	from   *diskNode
+	log    *gate
+	to     uint64
+	m      *pb.Message
+	bodies []Body
+	parts  []msg.Part
+}
+
+type diskNet struct {
+	c    *diskCluster
+	from *diskNode
+	log  *gate
+}
+
+func (s diskNet) Send(_ uint32, out []Outgoing) {
+	for _, o := range out {
+		m := proto.Clone(o.Msg).(*pb.Message)
+		if len(m.GetEntries()) > 1 {
+			s.c.t.Fatalf("a message of %d entries", len(m.GetEntries()))
+		}
+		s.c.net = append(s.c.net, diskPacket{from: s.from, log: s.log, to: m.GetTo(), m: m, bodies: o.Bodies})
+	}
+}
+
+func (s diskNet) Forward(_ uint32, to uint64, parts []msg.Part) {
+	s.c.net = append(s.c.net, diskPacket{from: s.from, log: s.log, to: to, parts: parts})
+}
+
+// diskCluster drives three voters over write-ahead logs of small files. One goroutine
+// decides what happens next, from a seed; a log's own goroutines work only while it
+// waits for them, but for the preparing of files, so that runs of a seed are alike
+// without being the same.
+type diskCluster struct {
+	t      *testing.T
+	rng    *rand.Rand
+	now    time.Time
+	nodes  []*diskNode
+	net    []diskPacket
+	cutOff int // index of the node that is partitioned away, -1 if none
+	faults bool
+
+	next uint64
+	sent map[uint64]sentBy
+	acks map[uint64]bool
+
+	cuts, overwrites int
+	sealed, recycled atomic.Int64
+}
+
+func newDiskCluster(t *testing.T, seed uint64, faults bool) *diskCluster {
+	c := &diskCluster{
+		t: t, rng: rand.New(rand.NewPCG(seed, 3)), now: time.Unix(1_700_000_000, 0), cutOff: -1,
+		sent: map[uint64]sentBy{}, acks: map[uint64]bool{}, faults: faults,
+	}
+	for i := range uint64(3) {
+		n := &diskNode{id: i + 1, disk: vfs.NewMem()}
+		c.nodes = append(c.nodes, n)
+		c.boot(n)
+	}
+	t.Cleanup(func() {
+		for _, n := range c.nodes {
+			if n.gate != nil {
+				_ = n.gate.log.Close()
+			}
+		}
+	})
+	return c
+}
+
+func (c *diskCluster) number(link uint64) uint64 {
+	c.next++
+	c.sent[c.next] = sentBy{link}
+	return c.next
+}
+
+// Completed implements Completer: the confirm of a number.
+func (c *diskCluster) Completed(_ uint32, token uint64, res Result) {
+	if res.Err == nil {
+		c.acks[token] = true
+	}
+}
+
+func (c *diskCluster) publish(n *diskNode) {
+	link := LinkID(uint32(n.id), n.inc)
+	for range 1 + c.rng.IntN(3) {
+		num := c.number(link)
+		var b msg.Builder
+		b.Meta(opBytes(num))
+		n.core.Submit(Sub{Chunk: b.Finish(), Done: c, Token: num, Lazy: c.rng.IntN(4) == 0})
+	}
+}
+
+// step does one random thing.
+func (c *diskCluster) step() {
+	c.now = c.now.Add(time.Duration(c.rng.IntN(3)) * time.Millisecond)
+	n := c.nodes[c.rng.IntN(3)]
+	switch k := c.rng.IntN(100); {
+	case k < 25 && !n.down:
+		n.gate.complete(1 + c.rng.IntN(3))
+	case k < 58 && len(c.net) > 0:
+		c.deliver(c.rng.IntN(min(len(c.net), 4)))
+	case k < 66:
+		c.tick(TickEvery)
+	case k < 76 && !n.down:
+		c.publish(n)
+	case k < 80 && !n.down:
+		n.saveCheckpoint()
+	case k < 83:
+		c.release()
+	case k < 87 && n.down:
+		c.boot(n)
+	case c.faults:
+		c.fault(n)
+	}
+	c.turn()
+}
+
+func (c *diskCluster) fault(n *diskNode) {
+	switch c.rng.IntN(220) {
+	case 0, 1:
+		n.power.arm(c.rng.IntN(12))
+	case 2:
+		n.power.cut()
+	case 3, 4, 5:
+		c.cutOff = c.rng.IntN(4) - 1
+	case 6, 7, 8, 9:
+		if n.full = !n.full; n.full {
+			n.disk.SetLimit(1)
+		} else {
+			n.disk.SetLimit(0)
+		}
+	}
+}
+
+func (c *diskCluster) tick(d time.Duration) {
+	c.now = c.now.Add(d)
+	for _, n := range c.nodes {
+		if !c.crashed(n) {
+			n.core.Tick()
+		}
+	}
+}
+
+func (c *diskCluster) turn() {
+	for _, n := range c.nodes {
+		if c.crashed(n) {
+			continue
+		}
+		for _, f := range n.takePosts() {
+			f()
+		}
+		n.core.Turn()
+		n.publish()
+		if err := n.core.Failed(); err != nil {
+			c.t.Fatalf("node %d: %v", n.id, err)
+		}
+		if n.m.strange != "" {
+			c.t.Fatalf("node %d: %s", n.id, n.m.strange)
+		}
+		if n.core.applied > n.core.durable {
+			c.t.Fatalf("node %d applied %d, durable is %d", n.id, n.core.applied, n.core.durable)
+		}
+	}
+}
+
+// saveCheckpoint makes a finished cut durable.
+func (n *diskNode) saveCheckpoint() {
+	if n.taken != nil {
+		n.saved, n.taken = *n.taken, nil
+		n.core.CheckpointDone()
+	}
+}
+
+// release lets files go whose entries the checkpoints of all three cover, the last
+// one excepted: the term of the entry before the first is needed by a follower that
+// has no more than that.
+func (c *diskCluster) release() {
+	upto := c.nodes[0].saved.Index
+	for _, n := range c.nodes {
+		upto = min(upto, n.saved.Index)
+	}
+	for _, n := range c.nodes {
+		if n.down || upto == 0 {
+			continue
+		}
+		n.core.Compact(upto)
+		for _, f := range n.gate.log.Sealed() {
+			for _, s := range f.Shards {
+				if s.Last >= upto {
+					return
+				}
+			}
+			n.gate.log.Release(f.Seq)
+		}
+	}
+}
+
+// deliver takes a message off the network; some are lost, some come again later.
+func (c *diskCluster) deliver(k int) {
+	p := c.net[k]
+	c.net = slices.Delete(c.net, k, k+1)
+	to := c.nodes[p.to-1]
+	off := c.cutOff >= 0 && (c.nodes[c.cutOff] == to || c.nodes[c.cutOff] == p.from)
+	if off || c.crashed(to) || c.faults && c.rng.IntN(20) == 0 {
+		return
+	}
+	if c.faults && c.rng.IntN(30) == 0 {
+		c.net = append(c.net, p)
+	}
+	if p.parts != nil {
+		to.core.Offer(p.parts)
+		return
+	}
+	bodies := slices.Clone(p.bodies)
+	for i, b := range bodies {
+		_, length, ok := parseRef(p.m.GetEntries()[i].GetData())
+		if b.Bytes != nil || !ok {
+			continue
+		}
+		if b.Pos.Seq == 0 {
+			c.t.Fatalf("node %d sends entry %d without its payload", p.from.id, p.m.GetEntries()[i].GetIndex())
+		}
+		bodies[i].Bytes = make([]byte, length)
+		if err := p.log.log.ReadAt(b.Pos, 0, bodies[i].Bytes); err != nil {
+			return // restarted since, or recycled because everybody had it
+		}
+		if !msg.VerifyBatch(bodies[i].Bytes, b.CRC) {
+			c.t.Fatalf("node %d: not entry %d is at its position", p.from.id, p.m.GetEntries()[i].GetIndex())
+		}
+	}
+	to.core.Receive(p.m, bodies)
+}
+
+// settle ends all faults and runs until everything is applied everywhere.
+func (c *diskCluster) settle() {
+	c.faults, c.cutOff = false, -1
+	for _, n := range c.nodes {
+		n.power.disarm()
+		n.disk.SetLimit(0)
+		n.full = false
+		if c.crashed(n) {
+			c.boot(n)
+		}
+	}
+	for k := 0; !c.quiet(); k++ {
+		if k == 20_000 {
+			c.t.Fatalf("no rest: %s", c.describe())
+		}
+		c.round(k)
+	}
+}
+
+// round lets 10 ms pass in which every disk and every message arrives.
+func (c *diskCluster) round(k int) {
+	c.now = c.now.Add(10 * time.Millisecond)
+	for _, n := range c.nodes {
+		n.gate.complete(100)
+		n.saveCheckpoint()
+	}
+	c.release()
+	if k%5 == 0 {
+		c.tick(0)
+	}
+	for i := len(c.net); i > 0 && len(c.net) > 0; i-- {
+		c.deliver(0)
+	}
+	c.turn()
+}
+
+func (c *diskCluster) quiet() bool {
+	led := false
+	for _, n := range c.nodes {
+		n.mu.Lock()
+		posts := len(n.posts)
+		n.mu.Unlock()
+		r := n.core
+		if r.pending.len() > 0 || r.applied != c.nodes[0].core.applied || r.applied != r.log.last() || posts+len(n.gate.queue)+len(r.retry) > 0 {
+			return false
+		}
+		led = led || r.Leading()
+	}
+	return led
+}
+
+func (c *diskCluster) describe() string {
+	s := ""
+	for _, n := range c.nodes {
+		r := n.core
+		s += fmt.Sprintf("\nnode %d: down %v term %d lead %d leading %v first %d durable %d applied %d last %d pending %d retry %d inflight %d queue %d saved %d",
+			n.id, n.down, r.term, r.lead, r.leading, r.log.first, r.durable, r.applied, r.log.last(), r.pending.len(), len(r.retry), r.inflight, len(n.gate.queue), n.saved.Index)
+	}
+	return s
+}
+
+// check compares the replicas and what was confirmed.
+func (c *diskCluster) check() {
+	want := c.nodes[0].m.list
+	for _, n := range c.nodes[1:] {
+		if !slices.Equal(n.m.list, want) {
+			c.t.Fatalf("replicas differ:\n%v\n%v", want, n.m.list)
+		}
+	}
+	seen := map[uint64]bool{}
+	last := map[uint64]uint64{} // per link
+	for _, n := range want {
+		by, ok := c.sent[n]
+		if !ok || seen[n] {
+			c.t.Fatalf("number %d twice, or never sent", n)
+		}
+		seen[n] = true
+		if by.link != 0 && n <= last[by.link] {
+			c.t.Fatalf("link %x: %d after %d", by.link, n, last[by.link])
+		}
+		last[by.link] = n
+	}
+	for n, by := range c.sent {
+		if c.acks[n] && !seen[n] {
+			c.t.Fatalf("confirmed number %d is lost", n)
+		}
+		if by.link != 0 && !seen[n] && n < last[by.link] {
+			c.t.Fatalf("link %x has a gap at %d", by.link, n)
+		}
+	}
+}
+
+// runDisk returns how much happened.
+func runDisk(t *testing.T, seed uint64) *diskCluster {
+	c := newDiskCluster(t, seed, true)
+	for range 4000 {
+		c.step()
+	}
+	c.settle()
+	c.check()
+	for _, n := range c.nodes { // all three at once: what was confirmed is on disks
+		n.power.cut()
+	}
+	c.settle()
+	c.check()
+	for _, n := range c.nodes {
+		c.overwrites += n.gate.overwrites
+	}
+	return c
+}
+
+// TestThreeVotersOnDisks runs three voters over real write-ahead logs whose files are
+// recycled as checkpoints let them, through power cuts before any operation that
+// changes a disk, full disks, replaced suffixes, and messages that are lost, repeated,
+// reordered or cut off. All replicas must apply the same list, with every confirmed
+// number in it once, the numbers of a link in order and without gaps, and nothing that
+// nobody sent.
+func TestThreeVotersOnDisks(t *testing.T) {
+	first, n := uint64(1), *diskSeeds
+	if *seedFlag != 0 {
+		first, n = *seedFlag, 1
+	}
+	var cuts, overwrites, acks, recycled int
+	for seed := first; seed < first+n; seed++ {
+		t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) {
+			c := runDisk(t, seed)
+			cuts, overwrites, acks, recycled = cuts+c.cuts, overwrites+c.overwrites, acks+len(c.acks), recycled+int(c.recycled.Load())
+		})
+	}
+	t.Logf("%d runs: %d power cuts, %d replaced suffixes, %d files recycled, %d confirms", n, cuts, overwrites, recycled, acks)
+	if n >= 100 && !t.Failed() && (acks < 100*int(n) || cuts < int(n) || overwrites < int(n) || recycled < int(n)) {
+		t.Fatal("the runs prove little")
+	}
+}
