@@ -36,7 +36,7 @@ fuzz-smoke: ## each fuzz target for FUZZTIME (10s)
 .PHONY: lint
 lint: $(LINT) ## linters, formatters, go.mod; the house rules are tests in internal/lint
 	$(GO) mod tidy -diff
-	$(LINT) run ./...
+	$(LINT) run --allow-serial-runners ./...
 
 # Built from source in the version that tools/go.mod pins; takes minutes once.
 $(LINT): tools/go.mod tools/go.sum
