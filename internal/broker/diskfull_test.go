@@ -107,6 +107,13 @@ func fullDisk(t *testing.T, walFiles int) {
 // confirmed waits for a flush; false when the session was told that it is blocked.
 func (c *client) confirmed(token uint64, slots uint32, blocked chan bool) bool {
 	for {
+		select { // first: a client that is told to stop stops, though it is confirmed
+		case yes := <-blocked:
+			if yes {
+				return false
+			}
+		default:
+		}
 		c.mu.Lock()
 		ok := c.done[token] == slots
 		c.mu.Unlock()
