@@ -33,8 +33,9 @@ import (
 // Config opens a Broker.
 type Config struct {
 	Dir    string
-	FS     vfs.FS // default the operating system's
-	Shards int    // durable shards at first start
+	FS     vfs.FS       // default the operating system's
+	Log    *slog.Logger // default slog.Default()
+	Shards int          // durable shards at first start
 	// Node sizes storage; its Dir, FS, Shards, Meta and Blocked are set from here.
 	Node engine.NodeConfig
 }
@@ -59,14 +60,17 @@ type Broker struct {
 // Open recovers the data directory and starts the broker. On first start it makes the
 // virtual host / and the user guest, who may log in from loopback only.
 func Open(cfg Config) (*Broker, error) {
+	if cfg.Log == nil {
+		cfg.Log = slog.Default()
+	}
 	b := &Broker{
-		cfg: cfg, meta: newMetaMachine(), sessions: map[*Session]struct{}{},
+		cfg: cfg, meta: newMetaMachine(cfg.Log), sessions: map[*Session]struct{}{},
 		blocked: map[string]bool{}, tell: make(chan struct{}, 1), grown: make(chan struct{}, 1),
 		stop: make(chan struct{}),
 	}
 	nc := cfg.Node
 	nc.Dir, nc.FS, nc.Shards, nc.Meta = cfg.Dir, cfg.FS, cfg.Shards, b.meta
-	nc.MetaLoaded = b.meta.restored
+	nc.MetaLoaded, nc.Log = b.meta.restored, cfg.Log
 	nc.Blocked = b.diskRefuses
 	nc.Grown = func() { poke(b.grown) }
 	if nc.FS == nil {
@@ -241,7 +245,7 @@ func (b *Broker) reconcile() error {
 		if err != nil {
 			return err
 		}
-		slog.Info("logs reconciled with definitions", "shard", s.ID(), "made", len(missing), "removed", len(extra), "unsealed", len(sealed))
+		b.cfg.Log.Info("logs reconciled with definitions", "shard", s.ID(), "made", len(missing), "removed", len(extra), "unsealed", len(sealed))
 	}
 	return nil
 }
@@ -310,7 +314,7 @@ func (b *Broker) watchDisk() {
 			now := sp.Free < reserve+reserve/20
 			if now != low {
 				low = now
-				slog.Warn("disk space", "low", low, "free", sp.Free, "reserve", reserve)
+				b.cfg.Log.Warn("disk space", "low", low, "free", sp.Free, "reserve", reserve)
 				b.setBlocked(reasonDisk, low)
 				b.node.DiskLow(low)
 			}

@@ -17,10 +17,11 @@ type metaMachine struct {
 	catalog *meta.Catalog
 	table   atomic.Pointer[route.Table]
 	cut     []shard.KV
+	log     *slog.Logger
 }
 
-func newMetaMachine() *metaMachine {
-	m := &metaMachine{catalog: meta.New()}
+func newMetaMachine(log *slog.Logger) *metaMachine {
+	m := &metaMachine{catalog: meta.New(), log: log}
 	m.table.Store(route.New())
 	return m
 }
@@ -35,7 +36,7 @@ func (m *metaMachine) Apply(c *shard.Command) (res shard.Result) {
 		}
 		mop, _, err := meta.ParseOp(op.Data)
 		if err != nil {
-			slog.Error("definition can't be read", "index", c.Index, "err", err)
+			m.log.Error("definition can't be read", "index", c.Index, "err", err)
 			return shard.Result{Value: meta.Result{Outcome: meta.Refused, Err: berr.Wrap(berr.Internal, err, "definition")}}
 		}
 		r, changes := m.catalog.Apply(mop)

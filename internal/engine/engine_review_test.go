@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"log/slog"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -111,7 +112,7 @@ func volatileShard(t *testing.T) (*Shard, *Keeper) {
 	s := &Shard{shard.NewWith(VolatileShard, mem), m}
 	s.Start()
 	s.awaitLead()
-	k := newKeeper(st, 2, 1)
+	k := newKeeper(st, slog.Default(), 2, 1)
 	k.volatile = s
 	t.Cleanup(func() { s.Stop(); _ = st.Close() })
 	return s, k

@@ -48,7 +48,7 @@ func (k *Keeper) spillVolatile() {
 		return
 	}
 	t := &k.volatile.m.tail
-	if _, bytes := t.size(); bytes <= k.spill {
+	if bytes := t.size(); bytes <= k.spill {
 		return
 	}
 	from, to := t.oldest(k.spill / 2)

@@ -24,6 +24,7 @@ const upkeepEvery = 500 * time.Millisecond
 // asks their loops for slices of work.
 type Keeper struct {
 	store    *store.Store
+	log      *slog.Logger
 	wal      *wal.Log
 	queues   []*Shard       // durable shards of queues
 	volatile *Shard         // may be nil
@@ -48,9 +49,9 @@ type Keeper struct {
 	scarce   atomic.Int32 // reasons to think that the disk is nearly full
 }
 
-func newKeeper(st *store.Store, budget int, spill int64) *Keeper {
+func newKeeper(st *store.Store, log *slog.Logger, budget int, spill int64) *Keeper {
 	return &Keeper{
-		store: st, budget: budget, spill: spill,
+		store: st, log: log, budget: budget, spill: spill,
 		cutWake: make(chan struct{}, 1), cutMade: make(chan struct{}, 1),
 		wake: make(chan struct{}, 1), stop: make(chan struct{}),
 	}
@@ -81,7 +82,7 @@ func (k *Keeper) Pressure() bool { return k.pressure.Load() && k.wal.Err() == ni
 // volatilePressure reports that the volatile shard holds much more in memory than it
 // may: its publishers should wait until that is on disk, or consumed.
 func (k *Keeper) volatilePressure() bool {
-	_, bytes := k.volatile.m.tail.size()
+	bytes := k.volatile.m.tail.size()
 	if bytes > k.spill {
 		poke(k.wake)
 	}
@@ -121,7 +122,7 @@ func (k *Keeper) writeCuts() {
 				if err == nil {
 					break
 				}
-				slog.Warn("checkpoint not written, trying again", "shard", c.Shard, "err", err)
+				k.log.Warn("checkpoint not written, trying again", "shard", c.Shard, "err", err)
 				if !k.sleep(upkeepEvery) {
 					return
 				}
@@ -204,7 +205,7 @@ func (k *Keeper) retireFiles() {
 		}
 		if err := k.retire(sealed[0]); err != nil {
 			if !errors.Is(err, ErrStopped) {
-				slog.Warn("write-ahead log file not flushed, trying again", "file", sealed[0].Seq, "err", err)
+				k.log.Warn("write-ahead log file not flushed, trying again", "file", sealed[0].Seq, "err", err)
 			}
 			return
 		}
@@ -275,11 +276,11 @@ func (k *Keeper) space() {
 	for _, s := range shards {
 		c := k.store.Candidates(s.ID())
 		if err := k.dropDead(s, c.Dead); err != nil {
-			slog.Warn("dead segments not dropped", "shard", s.ID(), "err", err)
+			k.log.Warn("dead segments not dropped", "shard", s.ID(), "err", err)
 		}
 		for _, id := range c.Measure {
 			if err := k.measure(s, id); err != nil {
-				slog.Warn("segment not measured", "segment", id, "err", err)
+				k.log.Warn("segment not measured", "segment", id, "err", err)
 			}
 		}
 		groups := c.Rewrite
@@ -295,7 +296,7 @@ func (k *Keeper) space() {
 			default:
 			}
 			if err := k.compact(s, group); err != nil {
-				slog.Warn("segments not compacted", "shard", s.ID(), "segments", group, "err", err)
+				k.log.Warn("segments not compacted", "shard", s.ID(), "segments", group, "err", err)
 			}
 		}
 	}

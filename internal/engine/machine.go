@@ -23,6 +23,7 @@ type Machine struct {
 	places   places
 	tail     tail
 	store    *store.Store
+	log      *slog.Logger
 	wal      *wal.Log // nil when volatile
 
 	core    Submitter // set by Bind
@@ -52,14 +53,18 @@ type Config struct {
 	Volatile bool
 	Store    *store.Store
 	WAL      *wal.Log
+	Log      *slog.Logger // default slog.Default()
 	// TailCache is how many bytes of recent chunks are kept for consumers.
 	TailCache int64
 }
 
 // New returns an empty machine; Restore and RestoreDone fill it.
 func New(c Config) *Machine {
+	if c.Log == nil {
+		c.Log = slog.Default()
+	}
 	m := &Machine{
-		id: c.Shard, volatile: c.Volatile, store: c.Store, wal: c.WAL,
+		id: c.Shard, volatile: c.Volatile, store: c.Store, wal: c.WAL, log: c.Log,
 		ledger:  queue.NewLedger(),
 		places:  places{lanes: map[lane]*place{}},
 		tail:    tail{budget: c.TailCache},
@@ -125,11 +130,11 @@ func (m *Machine) Apply(c *shard.Command) (res shard.Result) {
 			m.ledger.Unseal(op.Log)
 		case msg.OpTermStart:
 		case msg.OpBodyPart, msg.OpMeta:
-			slog.Error("operation of another machine", "shard", m.id, "kind", op.Kind)
+			m.log.Error("operation of another machine", "shard", m.id, "kind", op.Kind)
 		}
 	}
 	if err := it.Err(); err != nil {
-		slog.Error("submission can't be read to its end", "shard", m.id, "index", c.Index, "err", err)
+		m.log.Error("submission can't be read to its end", "shard", m.id, "index", c.Index, "err", err)
 	}
 	if sub != noSub {
 		m.sealSub(c, sub)

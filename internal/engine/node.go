@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"math"
 	"path/filepath"
 	"sync/atomic"
@@ -33,6 +34,7 @@ const (
 type NodeConfig struct {
 	FS     vfs.FS // default vfs.OS()
 	Dir    string
+	Log    *slog.Logger  // default slog.Default()
 	Shards int           // number of durable shards at first start; fixed from then on
 	Meta   shard.Machine // the machine of shard 0
 	// MetaLoaded is called when Meta holds its checkpoint, before the WAL is replayed.
@@ -95,13 +97,15 @@ func Open(cfg NodeConfig) (*Node, error) {
 	}
 	n := &Node{lock: lock}
 	if err := n.open(cfg); err != nil {
-		n.closeFiles()
-		return nil, err
+		return nil, errors.Join(err, n.closeFiles())
 	}
 	return n, nil
 }
 
 func (c *NodeConfig) setDefaults() {
+	if c.Log == nil {
+		c.Log = slog.Default()
+	}
 	if c.FS == nil {
 		c.FS = vfs.OS()
 	}
@@ -136,7 +140,7 @@ func (n *Node) open(cfg NodeConfig) error {
 		return err
 	}
 	n.link = shard.LinkID(1, incarnation)
-	n.keeper = newKeeper(st, cfg.WALFiles, cfg.VolatileMemory)
+	n.keeper = newKeeper(st, cfg.Log, cfg.WALFiles, cfg.VolatileMemory)
 	n.keeper.free = func() (int64, error) {
 		sp, err := cfg.FS.FreeSpace(cfg.Dir)
 		return int64(min(sp.Free, math.MaxInt64)), err
@@ -206,7 +210,7 @@ func (n *Node) openShards(cfg NodeConfig, shards int, found *store.Recovery) err
 	n.meta = meta
 	n.keeper.all = append(n.keeper.all, meta)
 	for id := uint32(1); id <= uint32(shards); id++ {
-		m := New(Config{Shard: id, Store: n.store, WAL: n.wal, TailCache: cfg.TailCache})
+		m := New(Config{Shard: id, Store: n.store, WAL: n.wal, Log: cfg.Log, TailCache: cfg.TailCache})
 		sh, err := n.openShard(cfg, id, m, func() error { return m.RestoreDone(runs[id]) })
 		if err != nil {
 			return err
@@ -216,7 +220,7 @@ func (n *Node) openShards(cfg NodeConfig, shards int, found *store.Recovery) err
 		n.queues = append(n.queues, &Shard{sh, m})
 		n.keeper.all = append(n.keeper.all, sh)
 	}
-	vm := New(Config{Shard: VolatileShard, Volatile: true, Store: n.store})
+	vm := New(Config{Shard: VolatileShard, Volatile: true, Store: n.store, Log: cfg.Log})
 	mem := &memory{m: vm}
 	vm.Bind(mem)
 	n.volatile = &Shard{shard.NewWith(VolatileShard, mem), vm}
@@ -268,7 +272,7 @@ func (n *Node) openShard(cfg NodeConfig, id uint32, m shard.Machine, loaded func
 		}
 	}
 	return shard.New(shard.Config{
-		ID: id, Incarnation: 1, Node: 1, Voters: []uint64{1}, Link: n.link,
+		ID: id, Incarnation: 1, Node: 1, Voters: []uint64{1}, Link: n.link, Logger: cfg.Log,
 		Log: n.wal, Machine: m, Checkpoint: n.keeper.take,
 		Blocked: func(yes bool) {
 			n.keeper.setScarce(yes)

@@ -300,9 +300,9 @@ func (t *tail) span(seq uint64) (from, to uint64) {
 	return t.first, t.first + uint64(i)
 }
 
-// size returns the number of submissions and the bytes of the cached chunks.
-func (t *tail) size() (subs int, bytes int64) {
+// size returns the bytes of the cached chunks.
+func (t *tail) size() int64 {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
-	return len(t.subs), t.bytes
+	return t.bytes
 }

@@ -2,7 +2,6 @@ package engine
 
 import (
 	"errors"
-	"log/slog"
 
 	"github.com/sluicemq/sluice/internal/buf"
 	"github.com/sluicemq/sluice/internal/msg"
@@ -140,7 +139,7 @@ func (r *Reader) fromRuns(m *Machine, k lane, from, end msg.Offset, fn func(msg.
 	for off := from; off < end; off++ {
 		rec, err := r.record(m, k, off)
 		if err != nil {
-			slog.Error("message can't be read", "shard", m.id, "log", k.log, "lane", k.lane, "offset", off, "err", err)
+			m.log.Error("message can't be read", "shard", m.id, "log", k.log, "lane", k.lane, "offset", off, "err", err)
 			continue
 		}
 		if rec == nil {

@@ -11,7 +11,7 @@ import (
 	"github.com/sluicemq/sluice/internal/shard"
 )
 
-// ErrStopped: the shard has stopped.
+// ErrStopped is returned when the shard has stopped.
 var ErrStopped = errors.New("engine: shard stopped")
 
 // Sink takes what a consumer is given. Called on the shard's loop; must not block.

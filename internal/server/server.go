@@ -29,7 +29,7 @@ type Server struct {
 func Start(cfg config.Config, log *slog.Logger) (*Server, error) {
 	failed := make(chan error, 2)
 	b, err := broker.Open(broker.Config{
-		Dir: cfg.Data, Shards: cfg.Storage.Shards,
+		Dir: cfg.Data, Shards: cfg.Storage.Shards, Log: log,
 		Node: engine.NodeConfig{
 			Failed: func(err error) {
 				select {

@@ -3,13 +3,13 @@ package shard
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"math"
 	"time"
 
 	"go.etcd.io/raft/v3"
 	pb "go.etcd.io/raft/v3/raftpb"
 
-	"github.com/sluicemq/sluice/internal/buf"
 	"github.com/sluicemq/sluice/internal/msg"
 	"github.com/sluicemq/sluice/internal/wal"
 )
@@ -71,6 +71,7 @@ type Config struct {
 	Log         Log
 	Machine     Machine
 	Sender      Sender           // nil with one voter
+	Logger      *slog.Logger     // default slog.Default()
 	Now         func() time.Time // default time.Now
 	// Post hands a function to the owner of the Core, from any goroutine.
 	Post func(func())
@@ -116,7 +117,6 @@ type Core struct {
 	gen      uint64                // last proposal number
 	inflight int                   // proposals between Propose and durable
 	builder  msg.Builder           // the leader's own operations
-	driven   bool                  // the builder holds something urgent
 
 	lead    uint64 // raft id of the leader, 0 if unknown
 	leading bool   // this node leads and its first entry is applied
@@ -139,8 +139,7 @@ type Core struct {
 }
 
 type offer struct {
-	part  msg.Part
-	chunk *buf.Chunk
+	part msg.Part
 }
 
 // appendReq is a write on its way to the WAL.
@@ -196,7 +195,7 @@ func NewCore(cfg Config, r Restored) (*Core, error) {
 		MaxSizePerMsg: 0, MaxCommittedSizePerReady: 64 << 10,
 		MaxUncommittedEntriesSize: math.MaxUint64, MaxInflightMsgs: 32,
 		CheckQuorum: true, PreVote: true, DisableProposalForwarding: true,
-		Logger: quietLogger{},
+		Logger: quietLogger{cfg.Logger},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("shard %d: %w", cfg.ID, err)
@@ -211,6 +210,9 @@ func NewCore(cfg Config, r Restored) (*Core, error) {
 }
 
 func (c *Config) setDefaults() {
+	if c.Logger == nil {
+		c.Logger = slog.Default()
+	}
 	if c.Now == nil {
 		c.Now = time.Now
 	}

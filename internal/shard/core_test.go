@@ -16,7 +16,10 @@ import (
 	"github.com/sluicemq/sluice/internal/wal"
 )
 
-var seedFlag = flag.Uint64("shard.seed", 0, "replay one simulated run of the shard tests")
+var (
+	seedFlag  = flag.Uint64("shard.seed", 0, "replay one simulated run of the shard tests")
+	seedsFlag = flag.Uint64("shard.seeds", 40, "number of simulated runs of three voters with logs in memory")
+)
 
 // listMachine appends the numbers it is given; its state is the list.
 type listMachine struct {
@@ -145,6 +148,7 @@ type replica struct {
 }
 
 type packet struct {
+	from   int
 	to     int
 	m      *pb.Message
 	bodies []Body
@@ -174,12 +178,12 @@ type netOf struct {
 func (n netOf) Send(_ uint32, out []Outgoing) {
 	for _, o := range out {
 		m := proto.Clone(o.Msg).(*pb.Message)
-		n.c.net = append(n.c.net, packet{to: int(m.GetTo()) - 1, m: m, bodies: o.Bodies})
+		n.c.net = append(n.c.net, packet{from: n.from, to: int(m.GetTo()) - 1, m: m, bodies: o.Bodies})
 	}
 }
 
 func (n netOf) Forward(_ uint32, to uint64, parts []msg.Part) {
-	n.c.net = append(n.c.net, packet{to: int(to) - 1, parts: parts})
+	n.c.net = append(n.c.net, packet{from: n.from, to: int(to) - 1, parts: parts})
 }
 
 func newCluster(t *testing.T, n int, seed uint64) *cluster {
@@ -279,12 +283,8 @@ func (c *cluster) turn() {
 func (c *cluster) deliver(k int, faults bool) {
 	p := c.net[k]
 	c.net = append(c.net[:k], c.net[k+1:]...)
-	from := -1
-	if p.m != nil {
-		from = int(p.m.GetFrom()) - 1
-	}
 	r := c.reps[p.to]
-	if r.down || c.cut >= 0 && (c.cut == p.to || c.cut == from) || faults && c.rng.IntN(20) == 0 {
+	if r.down || c.cut >= 0 && (c.cut == p.to || c.cut == p.from) || faults && c.rng.IntN(20) == 0 {
 		return
 	}
 	if p.parts != nil {
@@ -297,7 +297,7 @@ func (c *cluster) deliver(k int, faults bool) {
 		}
 		// In the WAL of the sender: find it there, as its sender goroutine would.
 		e := p.m.GetEntries()[i]
-		for _, rec := range c.reps[from].log.durable {
+		for _, rec := range c.reps[p.from].log.durable {
 			if rec.Type == wal.TypeEntry && rec.Index == e.GetIndex() && rec.Term == e.GetTerm() {
 				p.bodies[i].Bytes = rec.Payload[0]
 			}
@@ -311,14 +311,11 @@ func (c *cluster) deliver(k int, faults bool) {
 // replicas must apply the same list, without repeats, with every confirmed number in
 // it and each link's numbers in order.
 func TestReplicatedOrder(t *testing.T) {
-	seeds := []uint64{*seedFlag}
-	if *seedFlag == 0 {
-		seeds = nil
-		for i := range uint64(60) {
-			seeds = append(seeds, i+1)
-		}
+	first, n := uint64(1), *seedsFlag
+	if *seedFlag != 0 {
+		first, n = *seedFlag, 1
 	}
-	for _, seed := range seeds {
+	for seed := first; seed < first+n; seed++ {
 		t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) { runCluster(t, seed) })
 	}
 }

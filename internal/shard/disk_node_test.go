@@ -168,11 +168,10 @@ type diskNode struct {
 	mu    sync.Mutex
 	posts []func()
 
-	saved  Cut  // the durable checkpoint; Index 0 if there is none
-	taken  *Cut // handed over, not durable yet
-	full   bool // the disk
-	down   bool
-	marked uint64 // applied at the last check of durability
+	saved Cut  // the durable checkpoint; Index 0 if there is none
+	taken *Cut // handed over, not durable yet
+	full  bool // the disk
+	down  bool
 }
 
 func (n *diskNode) post(f func()) {

@@ -6,9 +6,8 @@ import (
 	"sort"
 
 	"go.etcd.io/raft/v3"
-	"google.golang.org/protobuf/proto"
-
 	pb "go.etcd.io/raft/v3/raftpb"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/sluicemq/sluice/internal/buf"
 	"github.com/sluicemq/sluice/internal/wal"

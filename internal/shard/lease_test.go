@@ -32,7 +32,7 @@ func (c *timed) step() {
 	arrived := c.flying[0]
 	c.flying = append(c.flying[1:], nil)
 	for _, p := range arrived {
-		if p.m != nil && c.drop != nil && c.drop(int(p.m.GetFrom())-1, p.to) {
+		if c.drop != nil && c.drop(p.from, p.to) {
 			continue
 		}
 		c.net = append([]packet{p}, c.net...)

@@ -405,7 +405,7 @@ func (c *Core) fail(err error) {
 		return
 	}
 	c.failed = err
-	slog.Error("shard failed", "shard", c.cfg.ID, "err", err)
+	c.cfg.Logger.Error("shard failed", "shard", c.cfg.ID, "err", err)
 	c.drop()
 	c.cfg.Machine.Follow()
 }
@@ -425,7 +425,7 @@ func (c *Core) drop() {
 }
 
 // quietLogger drops raft's chatter; what an operator must know the shard says itself.
-type quietLogger struct{}
+type quietLogger struct{ log *slog.Logger }
 
 func (quietLogger) Debug(...any)            {}
 func (quietLogger) Debugf(string, ...any)   {}
@@ -433,9 +433,9 @@ func (quietLogger) Info(...any)             {}
 func (quietLogger) Infof(string, ...any)    {}
 func (quietLogger) Warning(...any)          {}
 func (quietLogger) Warningf(string, ...any) {}
-func (quietLogger) Error(v ...any)          { slog.Error("raft", "msg", fmt.Sprint(v...)) }
-func (quietLogger) Errorf(f string, v ...any) {
-	slog.Error("raft", "msg", fmt.Sprintf(f, v...))
+func (q quietLogger) Error(v ...any)        { q.log.Error("raft", "msg", fmt.Sprint(v...)) }
+func (q quietLogger) Errorf(f string, v ...any) {
+	q.log.Error("raft", "msg", fmt.Sprintf(f, v...))
 }
 func (quietLogger) Fatal(v ...any)            { panic(fmt.Sprint(v...)) }
 func (quietLogger) Fatalf(f string, v ...any) { panic(fmt.Sprintf(f, v...)) }

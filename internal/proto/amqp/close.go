@@ -20,6 +20,7 @@ func (c *conn) end(err error) {
 		c.closeWith(wire)
 	case errors.Is(err, errClosedByPeer):
 		c.sendLast(&amqpwire.ConnectionCloseOk{})
+		c.awaitEOF()
 	}
 	c.out.kill()
 	_ = c.nc.Close()
@@ -95,6 +96,28 @@ func (c *conn) closeWith(e *amqpwire.Error) {
 			return
 		}
 		c.in.w += n
+	}
+}
+
+// awaitEOF reads and ignores what the peer sends after its connection.close, until it
+// hangs up, or CloseTimeout. Clients that queue frames per channel let the close
+// overtake them; closing at once would answer those with a reset, which takes the
+// close-ok back. The peer is told at once that nothing more comes.
+func (c *conn) awaitEOF() {
+	if half, ok := c.nc.(interface{ CloseWrite() error }); ok {
+		_ = half.CloseWrite()
+	}
+	deadline := time.Now().Add(c.cfg.CloseTimeout)
+	_ = c.nc.SetReadDeadline(deadline)
+	for {
+		c.in.r, c.in.w = 0, 0
+		c.in.makeRoom()
+		_, err := c.nc.Read(c.in.b)
+		if errors.Is(err, os.ErrDeadlineExceeded) && time.Now().Before(deadline) {
+			_ = c.nc.SetReadDeadline(deadline) // a late nudge had moved it
+		} else if err != nil {
+			return
+		}
 	}
 }
 
