@@ -8,8 +8,8 @@
 // Raft sees 16 bytes an entry (proposal number and length). The payload lies in a slot
 // of the entry log by index until it is applied, and after that in the WAL; the sender
 // of a peer puts it in, from either place. Raft's own byte limits therefore mean
-// nothing: one entry a message, and a limit of our own on what is proposed and not yet
-// applied (Config.MaxOutstanding).
+// nothing: one entry a message, and limits of our own: proposals on their way to the WAL
+// (Config.MaxInflight), and bytes that senders have not seen applied (Shard.SubmitWait).
 //
 // # One goroutine
 //
