@@ -405,17 +405,3 @@ func ExampleLedger() {
 	// 2
 	// 0 4 2
 }
-
-// BenchmarkBeginCheckpoint costs the same whatever the number of logs.
-func BenchmarkBeginCheckpoint(b *testing.B) {
-	l := NewLedger()
-	for id := msg.LogID(1); id <= 100_000; id++ {
-		l.Ensure(id, nil)
-	}
-	for b.Loop() {
-		b.StopTimer()
-		l.MarkAllDirty()
-		b.StartTimer()
-		l.BeginCheckpoint()
-	}
-}
