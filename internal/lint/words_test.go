@@ -74,7 +74,7 @@ func checkWords(path, text string) (complaints []string) {
 
 func TestForbiddenWordsComplains(t *testing.T) {
 	expect(t, checkWords("a", "fine\n// TO"+"DO later"), "a:2:")
-	expect(t, checkWords("a", "https://registry.npmjs"+".org/x"), "registries")
+	expect(t, checkWords("a", "https://registry.np"+"mjs.org/x"), "registries")
 	expect(t, checkWords("a", "see /ro"+"ot/x"), "somebody's machine")
 	expect(t, checkWords("a", "see mechanisms A"+"5"), "isn't in the repository")
 	expect(t, checkWords("a", "<<<<<<"+"< HEAD"), "merge conflict")

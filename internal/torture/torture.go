@@ -55,7 +55,7 @@ func (c *Config) EnsureDefaults() {
 	def(&c.ConfirmWindow, 200)
 	def(&c.Prefetch, 300)
 	def(&c.Grace, 500*time.Millisecond)
-	def(&c.Window, 1024)
+	def(&c.Window, 4096) // queue.MaxReserveWindow: the bound that the broker states
 	def(&c.StartTimeout, 30*time.Second)
 	def(&c.DrainTimeout, 15*time.Second)
 	if c.Log == nil {

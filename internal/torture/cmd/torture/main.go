@@ -62,7 +62,7 @@ func parse(args []string) (*options, error) {
 	fs.IntVar(&c.ConfirmWindow, "confirm-window", 0, "unconfirmed messages of each publisher (default 200)")
 	fs.IntVar(&c.Prefetch, "prefetch", 0, "greatest prefetch of a consumer (default 300)")
 	fs.DurationVar(&c.Grace, "grace", 0, "age at the kill from which a fenced ack must last (default 500ms)")
-	fs.IntVar(&c.Window, "window", 0, "reservation window: fresh messages per queue and kill that may be flagged (default 1024)")
+	fs.IntVar(&c.Window, "window", 0, "reservation window: fresh messages per queue and kill that may be flagged (default 4096)")
 	fs.DurationVar(&c.StartTimeout, "start-timeout", 0, "time for the broker to serve after a start (default 30s)")
 	fs.DurationVar(&c.DrainTimeout, "drain-timeout", 0, "how long the drain waits while nothing arrives (default 15s)")
 	err := fs.Parse(args)
