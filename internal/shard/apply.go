@@ -86,6 +86,7 @@ func (c *Core) applyEntry(e *pb.Entry) error {
 func (c *Core) beginTerm() {
 	c.leading = true
 	clear(c.expect)
+	clear(c.gaps)
 	for id, seq := range c.links.last {
 		c.expect[id] = seq
 	}

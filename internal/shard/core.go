@@ -36,6 +36,9 @@ type Sender interface {
 	Send(shard uint32, out []Outgoing)
 	// Forward offers submissions of a link to the node that leads.
 	Forward(shard uint32, to uint64, parts []msg.Part)
+	// Missing answers the node whose link it is that the offers have a gap; it hands
+	// that to Core.Missing.
+	Missing(shard uint32, link, term, want uint64)
 }
 
 // Outgoing is a raft message with the payloads of its entries.
@@ -134,8 +137,11 @@ type Core struct {
 	failed  error
 	stopped bool
 	cut     cutter
-	idle    int // ticks without progress of what is pending at another leader
-	heard   map[uint64]time.Time
+	idle    int                  // ticks without progress of what is pending at another leader
+	heard   map[uint64]time.Time // per voter, when the last heartbeat was sent that it answered
+	epoch   time.Time            // the start
+	sworn   int                  // ticks until what was promised before the start has run out
+	gaps    map[uint64]uint64    // per link, what is missing of it among the offers
 }
 
 type offer struct {
@@ -178,8 +184,8 @@ func NewCore(cfg Config, r Restored) (*Core, error) {
 	c := &Core{
 		cfg: cfg, expect: map[uint64]uint64{}, parked: map[uint64]*payload{},
 		incoming: map[entryKey]*payload{},
-		links:    links{last: map[uint64]uint64{}}, heard: map[uint64]time.Time{},
-		timeMS: r.TimeMS, applied: r.Checkpoint,
+		links:    links{last: map[uint64]uint64{}}, heard: map[uint64]time.Time{}, gaps: map[uint64]uint64{},
+		timeMS: r.TimeMS, applied: r.Checkpoint, epoch: cfg.Now(),
 	}
 	if r.Links != nil {
 		if err := c.links.decode(r.Links); err != nil {
@@ -201,6 +207,9 @@ func NewCore(cfg Config, r Restored) (*Core, error) {
 		return nil, fmt.Errorf("shard %d: %w", cfg.ID, err)
 	}
 	c.rn = rn
+	if c.log.hs.GetTerm() > 0 {
+		c.sworn = cfg.ElectionTicks
+	}
 	if len(cfg.Voters) == 1 {
 		if err := rn.Campaign(); err != nil {
 			return nil, fmt.Errorf("shard %d: %w", cfg.ID, err)
@@ -346,6 +355,15 @@ func (c *Core) Offer(parts []msg.Part) {
 	}
 }
 
+// Missing tells that the leader of a term found a gap in the offers of this node's link:
+// it has everything before the sequence want. They are offered again from there on.
+func (c *Core) Missing(term, want uint64) {
+	if term == c.term && c.lead != c.cfg.Node {
+		c.pending.back(want)
+		c.forward()
+	}
+}
+
 // entryKey tells entries of different leaders at one index apart.
 type entryKey struct{ index, term uint64 }
 
@@ -355,8 +373,13 @@ func (c *Core) Receive(m *pb.Message, bodies []Body) {
 	if c.failed != nil || c.stopped {
 		return
 	}
-	if t := m.GetType(); m.GetTerm() == c.term && (t == pb.MsgAppResp || t == pb.MsgHeartbeatResp) {
-		c.heard[m.GetFrom()] = c.cfg.Now() // it follows; a call for votes is no support
+	switch m.GetType() {
+	case pb.MsgHeartbeatResp:
+		c.support(m)
+	case pb.MsgVote, pb.MsgPreVote:
+		if !c.mayVote() {
+			return
+		}
 	}
 	c.ready()
 	for i, e := range m.GetEntries() {
@@ -373,6 +396,7 @@ func (c *Core) Receive(m *pb.Message, bodies []Body) {
 // Tick advances raft's timers; only needed with more than one voter.
 func (c *Core) Tick() {
 	c.rn.Tick()
+	c.sworn--
 	if len(c.retry) > 0 {
 		c.resubmit()
 	}
@@ -382,33 +406,9 @@ func (c *Core) Tick() {
 	}
 	if c.idle++; c.idle >= c.cfg.ElectionTicks {
 		c.idle = 0
+		c.pending.rewind(c.cfg.Now()) // what was offered is lost, or nobody took it
 		c.forward()
 	}
-}
-
-// Leading reports whether this node may act as leader now: its term has begun and its
-// lease holds.
-func (c *Core) Leading() bool { return c.leading && c.leaseHolds() }
-
-// leaseShare is the share of the election timeout for which a quorum's word is good.
-const leaseShare = 0.8
-
-// TickEvery is the real time between two calls of Tick.
-const TickEvery = 50 * time.Millisecond
-
-func (c *Core) leaseHolds() bool {
-	need := len(c.cfg.Voters) / 2 // others, besides this one
-	if need == 0 {
-		return true
-	}
-	limit := time.Duration(leaseShare * float64(c.cfg.ElectionTicks) * float64(TickEvery))
-	now := c.cfg.Now()
-	for _, v := range c.cfg.Voters {
-		if t, ok := c.heard[v]; ok && v != c.cfg.Node && now.Sub(t) < limit {
-			need--
-		}
-	}
-	return need <= 0
 }
 
 // Failed returns why the shard failed for good, nil while it works.

@@ -280,7 +280,7 @@ func (c *diskCluster) tryBoot(n *diskNode) bool {
 	}
 	var err error
 	n.core, err = NewCore(Config{
-		ID: 7, Incarnation: 1, Node: n.id, Voters: []uint64{1, 2, 3}, Link: LinkID(uint32(n.id), n.inc),
+		ID: 7, Incarnation: 1, Node: n.id, Voters: c.voters, Link: LinkID(uint32(n.id), n.inc),
 		Log: n.gate, Machine: n.m, Sender: diskNet{c, n, n.gate}, Now: func() time.Time { return c.now },
 		Post: n.post, Checkpoint: func(k Cut) { n.taken = &k }, CheckpointEntries: 30,
 	}, r)

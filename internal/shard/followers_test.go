@@ -12,7 +12,7 @@ import (
 func TestRestartKeepsWhatAFollowerNeeds(t *testing.T) {
 	for _, recycled := range []bool{false, true} {
 		t.Run(fmt.Sprint("recycled=", recycled), func(t *testing.T) {
-			c := newDiskCluster(t, 1, false)
+			c := newDiskCluster(t, 3, 1, false)
 			c.work(func() bool { return c.leader() != nil })
 			for i := 0; recycled && (c.nodes[0].oldest() < 2 || c.nodes[1].oldest() < 2); i++ {
 				if i == 400 {

@@ -125,6 +125,8 @@ func (n pausedNet) Send(_ uint32, out []Outgoing) {
 
 func (pausedNet) Forward(uint32, uint64, []msg.Part) {}
 
+func (pausedNet) Missing(uint32, uint64, uint64, uint64) {}
+
 func newPausedShard(t *testing.T) *pausedShard {
 	s := &pausedShard{t: t, now: time.Unix(1_700_000_000, 0)}
 	for i := range s.cores {

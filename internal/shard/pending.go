@@ -42,6 +42,7 @@ type pending struct {
 	urgent   int       // number of submissions not yet proposed that are not lazy
 	next     int       // index in subs of the next one to propose
 	lazyFrom time.Time // when the oldest unproposed lazy one arrived
+	offered  int       // bytes of those that are offered to another node
 }
 
 func (p *pending) len() int { return len(p.subs) - p.at }
@@ -108,6 +109,8 @@ func (p *pending) pop(seq uint64) (Sub, bool) {
 	s := p.subs[p.at]
 	if p.next == p.at { // applied through another leader before this node proposed it
 		p.take()
+	} else {
+		p.offered = max(0, p.offered-s.Chunk.Len())
 	}
 	p.subs[p.at] = Sub{}
 	p.at++
@@ -120,7 +123,7 @@ func (p *pending) pop(seq uint64) (Sub, bool) {
 
 // rewind makes everything unproposed again, for a new term.
 func (p *pending) rewind(now time.Time) {
-	p.next, p.urgent = p.at, 0
+	p.next, p.urgent, p.offered = p.at, 0, 0
 	for _, s := range p.subs[p.at:] {
 		if !s.Lazy {
 			p.urgent++
@@ -132,14 +135,32 @@ func (p *pending) rewind(now time.Time) {
 	}
 }
 
-// parts lists what is not applied, as the link offers it to another leader.
-func (p *pending) parts(link uint64, most int) []msg.Part {
-	var out []msg.Part
-	for i := p.at; i < len(p.subs) && len(out) < most; i++ {
-		out = append(out, msg.Part{
-			Link: link, Seq: p.head + uint64(i-p.at),
-			Sub: append(msg.Submission(nil), p.subs[i].Chunk.Bytes()...),
-		})
+// offer takes what follows what was offered, as the link offers it to another leader:
+// at most so many parts, and no more than so many bytes that are offered and not applied,
+// but for one part at least.
+func (p *pending) offer(link uint64, parts, bytes int) (out []msg.Part) {
+	for len(out) < parts && p.next < len(p.subs) {
+		if n := p.nextLen(); p.offered > 0 && p.offered+n > bytes {
+			break
+		}
+		s, seq, _ := p.take()
+		p.offered += s.Chunk.Len()
+		out = append(out, msg.Part{Link: link, Seq: seq, Sub: append(msg.Submission(nil), s.Chunk.Bytes()...)})
 	}
 	return out
+}
+
+// back makes what begins with a sequence unoffered again.
+func (p *pending) back(seq uint64) {
+	if seq < p.head {
+		return // applied: what told so is old
+	}
+	for at := p.at + int(seq-p.head); p.next > at; {
+		p.next--
+		s := &p.subs[p.next]
+		p.offered = max(0, p.offered-s.Chunk.Len())
+		if !s.Lazy {
+			p.urgent++
+		}
+	}
 }

@@ -13,7 +13,7 @@ func TestReofferedInOrder(t *testing.T) {
 	changes := 0
 	for seed := range uint64(10) {
 		t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) {
-			c := newTimed(t, seed+1, [3]int{0, 17, 31}, 1+int(seed)%7)
+			c := newTimed(t, seed+1, []int{0, 17, 31}, 1+int(seed)%7)
 			owner := map[uint64]int{}
 			put := func(i, n int) {
 				for range n {
@@ -93,5 +93,79 @@ func checkLinks(t *testing.T, list []uint64, owner map[uint64]int) {
 	}
 	if len(list) != len(owner) {
 		t.Fatalf("%d of %d numbers", len(list), len(owner))
+	}
+}
+
+// TestOffersGoOutOnce: what a follower submits is offered once while it is on its way,
+// within a bound of bytes; what is lost is asked for by the leader, or offered again
+// when nothing of it is applied for long.
+func TestOffersGoOutOnce(t *testing.T) {
+	c := newTimed(t, 1, []int{0, 17, 31}, 20)
+	c.until("a leader", func() bool { return len(c.leaders()) == 1 })
+	f := (c.leaders()[0] + 1) % 3
+	offers, bytes, gaps := map[uint64]int{}, 0, 0
+	lose := func(uint64) bool { return false }
+	c.sniff = func() {
+		kept := c.net[:0]
+		for _, p := range c.net {
+			lost := false
+			for _, part := range p.parts {
+				offers[part.Seq]++
+				bytes += len(part.Sub)
+				lost = lost || lose(part.Seq)
+			}
+			if p.gap != nil {
+				gaps++
+			}
+			if !lost {
+				kept = append(kept, p)
+			}
+		}
+		c.net = kept
+	}
+	put := func(n, size int) {
+		for range n {
+			c.publishSized(f, size)
+		}
+	}
+	done := func() bool { return c.reps[f].core.pending.len() == 0 }
+	for range 40 { // a trickle, while earlier ones are on their way
+		put(3, 100)
+		c.step()
+		c.step()
+	}
+	c.until("confirms", done)
+	for seq, n := range offers {
+		if n != 1 {
+			t.Fatalf("number %d of the link was offered %d times", seq, n)
+		}
+	}
+	bytes = 0
+	put(200, 100<<10)
+	for range 10 {
+		c.step()
+	}
+	if bytes == 0 || bytes > forwardBytesMax {
+		t.Fatalf("%d bytes offered at once", bytes)
+	}
+	c.until("confirms", done)
+	clear(offers)
+	first := c.reps[f].core.pending.head
+	lose = func(seq uint64) bool { return seq == first+1 && offers[seq] == 1 }
+	for range 5 {
+		put(1, 100)
+		c.step()
+	}
+	began := c.ms
+	c.until("confirms", done)
+	if offers[first+1] != 2 || gaps == 0 || c.ms-began > 200 {
+		t.Fatalf("a lost offer went out %d times, %d gaps were reported, confirmed after %d ms", offers[first+1], gaps, c.ms-began)
+	}
+	first, gaps = c.reps[f].core.pending.head, 0
+	lose = func(seq uint64) bool { return seq == first && offers[seq] == 1 }
+	put(1, 100)
+	c.until("confirms", done)
+	if offers[first] != 2 || gaps != 0 {
+		t.Fatalf("the last offer was lost and went out %d times, %d gaps were reported", offers[first], gaps)
 	}
 }

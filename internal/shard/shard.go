@@ -204,6 +204,9 @@ func (s *Shard) Receive(m *pb.Message, bodies []Body) {
 // Offer hands over submissions of another node's link.
 func (s *Shard) Offer(parts []msg.Part) { s.Post(func() { s.core.Offer(parts) }) }
 
+// Missing hands over what Core.Missing takes.
+func (s *Shard) Missing(term, want uint64) { s.Post(func() { s.core.Missing(term, want) }) }
+
 func (s *Shard) kick() {
 	select {
 	case s.wake <- struct{}{}:

@@ -19,9 +19,7 @@ import (
 // that could go now.
 func (c *Core) propose() (more bool) {
 	if !c.leading {
-		if c.lead != 0 && c.lead != c.cfg.Node && c.pending.next < len(c.pending.subs) {
-			c.forward()
-		}
+		c.forward()
 		return false
 	}
 	if !c.mayPropose() {
@@ -72,16 +70,21 @@ func (c *Core) fits(size, parts int) bool {
 func (c *Core) addOffers(room func(bytes int) bool, add func(msg.Part, *buf.Chunk)) {
 	for len(c.offered) > 0 {
 		o := c.offered[0]
-		if c.expect[o.part.Link]+1 == o.part.Seq {
+		switch next := c.expect[o.part.Link] + 1; {
+		case o.part.Seq == next:
 			if !room(len(o.part.Sub)) {
 				return
 			}
 			c.expect[o.part.Link] = o.part.Seq
+			delete(c.gaps, o.part.Link)
 			ch := buf.Get(len(o.part.Sub))
 			ch.SetBytes(append(ch.Bytes(), o.part.Sub...))
 			o.part.Sub = ch.Bytes()
 			add(o.part, ch)
-		} // else a gap or a repeat: its node offers again in order
+		case o.part.Seq > next && c.gaps[o.part.Link] != next: // a repeat says nothing
+			c.gaps[o.part.Link] = next
+			c.cfg.Sender.Missing(c.cfg.ID, o.part.Link, c.term, next)
+		}
 		c.offered[0] = offer{}
 		c.offered = c.offered[1:]
 	}
@@ -109,13 +112,18 @@ func (c *Core) proposeBatch(parts []msg.Part, chunks []*buf.Chunk) {
 	c.inflight++
 }
 
-// forward offers what is pending to the leader on another node, from the start.
+// forwardBytesMax bounds what is offered to a leader elsewhere and not applied.
+const forwardBytesMax = 4 << 20
+
+// forward offers what is pending to the leader on another node, each once: again only
+// when the leader changes, finds a gap, or nothing of it is applied for long.
 func (c *Core) forward() {
-	c.pending.next, c.pending.urgent = len(c.pending.subs), 0
-	if c.lead == 0 || c.cfg.Sender == nil {
+	if c.lead == 0 || c.lead == c.cfg.Node || c.cfg.Sender == nil {
 		return
 	}
-	c.cfg.Sender.Forward(c.cfg.ID, c.lead, c.pending.parts(c.cfg.Link, batchPartsMax))
+	if parts := c.pending.offer(c.cfg.Link, batchPartsMax, forwardBytesMax); len(parts) > 0 {
+		c.cfg.Sender.Forward(c.cfg.ID, c.lead, parts)
+	}
 }
 
 // ready takes everything out of raft: writes go to the WAL, messages to peers, what is
@@ -136,6 +144,9 @@ func (c *Core) ready() {
 func (c *Core) deliver(ms []*pb.Message) {
 	var out []Outgoing
 	for _, m := range ms {
+		if m.GetType() == pb.MsgHeartbeat {
+			c.stamp(m)
+		}
 		switch {
 		case m.GetTo() == raft.LocalAppendThread:
 			c.storageAppend(m)

@@ -30,6 +30,7 @@ type diskPacket struct {
 	m      *pb.Message
 	bodies []Body
 	parts  []msg.Part
+	gap    *gapReport
 }
 
 type diskNet struct {
@@ -52,7 +53,11 @@ func (s diskNet) Forward(_ uint32, to uint64, parts []msg.Part) {
 	s.c.net = append(s.c.net, diskPacket{from: s.from, log: s.log, to: to, parts: parts})
 }
 
-// diskCluster drives three voters over write-ahead logs of small files. One goroutine
+func (s diskNet) Missing(_ uint32, link, term, want uint64) {
+	s.c.net = append(s.c.net, diskPacket{from: s.from, log: s.log, to: uint64(linkNode(link)), gap: &gapReport{link, term, want}})
+}
+
+// diskCluster drives voters over write-ahead logs of small files. One goroutine
 // decides what happens next, from a seed; a log's own goroutines work only while it
 // waits for them, but for the preparing of files, so that runs of a seed are alike
 // without being the same.
@@ -61,6 +66,7 @@ type diskCluster struct {
 	rng    *rand.Rand
 	now    time.Time
 	nodes  []*diskNode
+	voters []uint64
 	net    []diskPacket
 	cutOff int // index of the node that is partitioned away, -1 if none
 	faults bool
@@ -73,12 +79,15 @@ type diskCluster struct {
 	sealed, recycled atomic.Int64
 }
 
-func newDiskCluster(t *testing.T, seed uint64, faults bool) *diskCluster {
+func newDiskCluster(t *testing.T, voters int, seed uint64, faults bool) *diskCluster {
 	c := &diskCluster{
 		t: t, rng: rand.New(rand.NewPCG(seed, 3)), now: time.Unix(1_700_000_000, 0), cutOff: -1,
 		sent: map[uint64]sentBy{}, acks: map[uint64]bool{}, faults: faults,
 	}
-	for i := range uint64(3) {
+	for i := range uint64(voters) {
+		c.voters = append(c.voters, i+1)
+	}
+	for i := range uint64(voters) {
 		n := &diskNode{id: i + 1, disk: vfs.NewMem()}
 		c.nodes = append(c.nodes, n)
 		c.boot(n)
@@ -119,7 +128,7 @@ func (c *diskCluster) publish(n *diskNode) {
 // step does one random thing.
 func (c *diskCluster) step() {
 	c.now = c.now.Add(time.Duration(c.rng.IntN(3)) * time.Millisecond)
-	n := c.nodes[c.rng.IntN(3)]
+	n := c.nodes[c.rng.IntN(len(c.nodes))]
 	switch k := c.rng.IntN(100); {
 	case k < 25 && !n.down:
 		n.gate.complete(1 + c.rng.IntN(3))
@@ -148,7 +157,7 @@ func (c *diskCluster) fault(n *diskNode) {
 	case 2:
 		n.power.cut()
 	case 3, 4, 5:
-		c.cutOff = c.rng.IntN(4) - 1
+		c.cutOff = c.rng.IntN(len(c.nodes)+1) - 1
 	case 6, 7, 8, 9:
 		if n.full = !n.full; n.full {
 			n.disk.SetLimit(1)
@@ -233,8 +242,14 @@ func (c *diskCluster) deliver(k int) {
 	if c.faults && c.rng.IntN(30) == 0 {
 		c.net = append(c.net, p)
 	}
-	if p.parts != nil {
+	switch {
+	case p.parts != nil:
 		to.core.Offer(p.parts)
+		return
+	case p.gap != nil:
+		if p.gap.link == LinkID(uint32(to.id), to.inc) {
+			to.core.Missing(p.gap.term, p.gap.want)
+		}
 		return
 	}
 	bodies := slices.Clone(p.bodies)
@@ -351,13 +366,13 @@ func (c *diskCluster) check() {
 
 // runDisk returns how much happened.
 func runDisk(t *testing.T, seed uint64) *diskCluster {
-	c := newDiskCluster(t, seed, true)
+	c := newDiskCluster(t, votersOf(seed), seed, true)
 	for range 4000 {
 		c.step()
 	}
 	c.settle()
 	c.check()
-	for _, n := range c.nodes { // all three at once: what was confirmed is on disks
+	for _, n := range c.nodes { // all at once: what was confirmed is on disks
 		n.power.cut()
 	}
 	c.settle()

@@ -22,6 +22,8 @@ func (o *outbox) Send(_ uint32, out []Outgoing) {
 
 func (*outbox) Forward(uint32, uint64, []msg.Part) {}
 
+func (*outbox) Missing(uint32, uint64, uint64, uint64) {}
+
 func (o *outbox) count(t pb.MessageType) (n int) {
 	for _, m := range o.sent {
 		if m.GetType() == t {
@@ -158,7 +160,7 @@ func TestReplacedEntriesAreNotRetried(t *testing.T) {
 // TestPayloadStaysWhileItIsWritten: the entry of a leader is replaced by another leader's
 // while the WAL still writes it. Its memory must not be used for anything else yet.
 func TestPayloadStaysWhileItIsWritten(t *testing.T) {
-	c := newTimed(t, 1, [3]int{0, 17, 31}, 2)
+	c := newTimed(t, 1, []int{0, 17, 31}, 2)
 	c.until("a leader", func() bool { return len(c.leaders()) == 1 })
 	c.until("rest", c.level)
 	r := c.reps[c.leaders()[0]]
