@@ -38,7 +38,7 @@ var textFiles = sync.OnceValues(func() (map[string][]byte, error) {
 			return err
 		case d.IsDir() && slices.Contains(skippedDirs, d.Name()):
 			return filepath.SkipDir
-		case !d.Type().IsRegular():
+		case !d.Type().IsRegular(), d.Name() == ".git": // a file in a linked worktree
 			return nil
 		}
 		info, err := d.Info()

@@ -78,6 +78,9 @@ type Config struct {
 	Now         func() time.Time // default time.Now
 	// Post hands a function to the owner of the Core, from any goroutine.
 	Post func(func())
+	// PostHere is Post for the answer to a small write: it may run the function, and
+	// with it a turn, on the calling goroutine. nil: Post.
+	PostHere func(func())
 	// Checkpoint receives finished cuts; the receiver posts Core.CheckpointDone. nil:
 	// no checkpoints.
 	Checkpoint func(Cut)
@@ -97,6 +100,11 @@ type Config struct {
 
 // settleDelay is how long operations that nobody waits for may wait for company.
 const settleDelay = 5 * time.Millisecond
+
+// hereBytesMax bounds the writes that are small in the sense of Config.PostHere: the
+// WAL's writer may apply and deliver them itself. With larger ones it would keep the
+// disk waiting for what another core could do meanwhile.
+const hereBytesMax = 32 << 10
 
 // batchBytesMax bounds one proposal; batchPartsMax the work of applying it.
 const (
@@ -156,6 +164,7 @@ type appendReq struct {
 	resps   []*pb.Message
 	last    uint64 // highest entry index, 0 if none
 	own     int    // proposals among them
+	bytes   int    // of payloads
 	pins    []*payload
 }
 

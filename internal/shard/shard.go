@@ -50,15 +50,24 @@ type Shard struct {
 	ticks  bool
 	blocks atomic.Int32 // senders waiting in SubmitWait
 	table  atomic.Pointer[wal.ShardState]
+
+	// The turn: held by whoever runs the Turner, the loop or a caller of runHere. It
+	// guards the Turner and what follows.
+	turn     sync.Mutex
+	subs     []Sub
+	calls    []func()
+	nextTick time.Time
+	asleep   time.Time // until when the loop sleeps unless it is woken; zero: no limit
 }
 
-// New recovers a shard; Start lets it run. cfg.Post is set here.
+// New recovers a shard; Start lets it run. cfg.Post and cfg.PostHere are set here.
 func New(cfg Config, r Restored) (*Shard, error) {
 	s := &Shard{
 		id: cfg.ID, wake: make(chan struct{}, 1), done: make(chan struct{}),
 		room: make(chan struct{}, 1), ticks: len(cfg.Voters) > 1,
 	}
 	cfg.Post = func(fn func()) { s.Post(fn) }
+	cfg.PostHere = s.postHere
 	core, err := NewCore(cfg, r)
 	if err != nil {
 		return nil, err
@@ -227,40 +236,77 @@ func (s *Shard) run() {
 	defer close(s.done)
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
-	var nextTick time.Time
-	var subs []Sub
-	var calls []func()
-	more := true
 	for {
-		if !more {
-			s.sleep(timer, nextTick)
-		}
-		select {
-		case <-s.wake: // taken: what follows sees everything up to here
-		default:
-		}
-		s.in.Lock()
-		subs, s.in.subs = s.in.subs, subs[:0]
-		calls, s.in.calls = s.in.calls, calls[:0]
-		stop := s.in.stop
-		s.in.Unlock()
-		for i, fn := range calls {
-			fn()
-			calls[i] = nil
-		}
-		for i := range subs {
-			subs[i].account = &s.bytes
-			s.turner.Submit(subs[i])
-			subs[i] = Sub{}
-		}
+		s.turn.Lock()
+		more, stop := s.step(false)
+		s.asleep = s.dueAt()
+		until := s.asleep
+		s.turn.Unlock()
 		if stop {
-			s.turner.Stop()
 			return
 		}
-		nextTick = s.tick(nextTick)
-		more = s.turner.Turn()
-		s.publishTable()
-		s.signalRoom()
+		if !more {
+			s.sleep(timer, until)
+		}
+	}
+}
+
+// step takes what has come in and does one turn. stop: the Turner was stopped; not on
+// another goroutine than the loop's, which is told to look again instead.
+func (s *Shard) step(elsewhere bool) (more, stop bool) {
+	select {
+	case <-s.wake: // taken: what follows sees everything up to here
+	default:
+	}
+	s.in.Lock()
+	if s.in.stop && elsewhere {
+		s.in.Unlock()
+		return true, false
+	}
+	s.subs, s.in.subs = s.in.subs, s.subs[:0]
+	s.calls, s.in.calls = s.in.calls, s.calls[:0]
+	stop = s.in.stop
+	s.in.Unlock()
+	for i, fn := range s.calls {
+		fn()
+		s.calls[i] = nil
+	}
+	for i := range s.subs {
+		s.subs[i].account = &s.bytes
+		s.turner.Submit(s.subs[i])
+		s.subs[i] = Sub{}
+	}
+	if stop {
+		s.turner.Stop()
+		return false, true
+	}
+	s.nextTick = s.tick(s.nextTick)
+	more = s.turner.Turn()
+	s.publishTable()
+	s.signalRoom()
+	return more, false
+}
+
+// postHere is Post, but runs a turn here and now if nobody else does: for a goroutine
+// that has just brought what the shard waits for, and would else have to wake another
+// thread to use it. fn must be short, and so must what it makes possible.
+func (s *Shard) postHere(fn func()) {
+	s.in.Lock()
+	stop := s.in.stop
+	if !stop {
+		s.in.calls = append(s.in.calls, fn)
+	}
+	s.in.Unlock()
+	if stop || !s.turn.TryLock() {
+		s.kick()
+		return
+	}
+	more, _ := s.step(true)
+	until := s.dueAt()
+	more = more || !until.IsZero() && (s.asleep.IsZero() || until.Before(s.asleep))
+	s.turn.Unlock()
+	if more {
+		s.kick()
 	}
 }
 
@@ -283,23 +329,28 @@ func (s *Shard) tick(next time.Time) time.Time {
 
 func (s *Shard) ticking() bool { return s.core != nil && (s.ticks || s.core.Starved()) }
 
-// sleep waits for input or for the next thing that is due.
-func (s *Shard) sleep(timer *time.Timer, nextTick time.Time) {
-	var until time.Time
-	if s.core != nil {
-		until = s.core.WaitUntil()
+// dueAt tells when there is something to do even if nothing comes in; zero: never.
+func (s *Shard) dueAt() (until time.Time) {
+	if s.core == nil {
+		return until
 	}
+	until = s.core.WaitUntil()
 	if s.ticking() {
-		if nextTick.IsZero() {
-			nextTick = time.Now().Add(retryEvery)
+		if s.nextTick.IsZero() {
+			s.nextTick = time.Now().Add(retryEvery)
 		}
-		if until.IsZero() || nextTick.Before(until) {
-			until = nextTick
+		if until.IsZero() || s.nextTick.Before(until) {
+			until = s.nextTick
 		}
 	}
+	return until
+}
+
+// sleep waits for input or until something is due.
+func (s *Shard) sleep(timer *time.Timer, until time.Time) {
 	if until.IsZero() {
 		<-s.wake
-		s.kick() // the caller takes it
+		s.kick() // step takes it
 		return
 	}
 	timer.Reset(time.Until(until))

@@ -268,6 +268,7 @@ func (c *Core) addEntry(req *appendReq, e *pb.Entry) {
 		}
 		s.gen, s.len, s.crc, s.mem = gen, length, p.crc, p
 		rec.Payload, rec.PayloadCRC = p.vec, p.crc
+		req.bytes += p.size
 		p.refs++
 		req.pins = append(req.pins, p)
 		if own {
@@ -297,9 +298,13 @@ func (c *Core) submit(req *appendReq) {
 
 func (c *Core) walAppend(req *appendReq) wal.Append {
 	// Without records it only waits for the writes before it: no sync of its own.
+	post := c.cfg.Post
+	if c.cfg.PostHere != nil && req.bytes <= hereBytesMax {
+		post = c.cfg.PostHere
+	}
 	return wal.Append{Records: req.records, NoSync: len(req.records) == 0, Done: func(err error, pos []wal.Position) {
 		kept := append([]wal.Position(nil), pos...)
-		c.cfg.Post(func() { c.written(req, err, kept) })
+		post(func() { c.written(req, err, kept) })
 	}}
 }
 

@@ -176,10 +176,7 @@ func (t *files) prepare() error {
 	if err != nil {
 		return fmt.Errorf("prepare a file: %w", err)
 	}
-	err = f.ZeroFill(0, t.opts.FileSize)
-	if err == nil {
-		err = f.Sync()
-	}
+	err = zeroFill(f, t.opts.FileSize)
 	if cerr := f.Close(); err == nil {
 		err = cerr
 	}
@@ -195,6 +192,23 @@ func (t *files) prepare() error {
 	}
 	t.addSpare(spare)
 	return nil
+}
+
+// fillStep is how much of a new file is written between syncs: a sync of all of it
+// would hold up those of the log for a tenth of a second.
+const fillStep = 1 << 20
+
+// zeroFill writes zeros and makes them durable.
+func zeroFill(f vfs.File, size int64) error {
+	for off := int64(0); off < size; off += fillStep {
+		if err := f.ZeroFill(off, min(fillStep, size-off)); err != nil {
+			return err
+		}
+		if err := f.SyncData(); err != nil {
+			return err
+		}
+	}
+	return f.Sync()
 }
 
 func (t *files) addSpare(path string) {

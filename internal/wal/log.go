@@ -2,6 +2,7 @@ package wal
 
 import (
 	"fmt"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -121,6 +122,9 @@ func (l *Log) run() {
 			l.w.process(batch)
 			clear(batch) // drop what the appends refer to
 			spare = batch
+			// Whoever was woken by the answers goes first: on this thread it can, while
+			// the next write would keep the thread until another one has woken up.
+			runtime.Gosched()
 			continue
 		}
 		spare = batch
