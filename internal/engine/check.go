@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/sluicemq/sluice/internal/store"
 	"github.com/sluicemq/sluice/internal/vfs"
@@ -14,6 +15,8 @@ import (
 type CheckReport struct {
 	Store *store.CheckReport
 	WAL   wal.Report
+	// Quarantine lists what was damaged and put aside before.
+	Quarantine []Incident
 }
 
 // Check reads a data directory that no broker has open and changes nothing.
@@ -34,11 +37,17 @@ func Check(fsys vfs.FS, dir string) (*CheckReport, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &CheckReport{Store: st, WAL: w}, nil
+	aside, err := readQuarantine(fsys, dir)
+	if err != nil {
+		return nil, err
+	}
+	return &CheckReport{Store: st, WAL: w, Quarantine: aside}, nil
 }
 
-// Sound says whether everything could be read.
-func (r *CheckReport) Sound() bool { return r.Store.Sound() && len(r.WAL.Damages) == 0 }
+// Sound says whether everything could be read, now and before.
+func (r *CheckReport) Sound() bool {
+	return r.Store.Sound() && len(r.WAL.Damages) == 0 && len(r.Quarantine) == 0
+}
 
 // Text describes the report for people.
 func (r *CheckReport) Text() string {
@@ -69,6 +78,17 @@ func (r *CheckReport) Text() string {
 	}
 	for _, d := range r.Store.Damages {
 		fmt.Fprintf(&b, "DAMAGE: %v\n", d)
+	}
+	for i := range r.Quarantine {
+		in := &r.Quarantine[i]
+		fmt.Fprintf(&b, "QUARANTINE since %s: %s at byte %d: %s", in.Time.Format(time.RFC3339), in.Path, in.Pos, in.Reason)
+		if s := in.lossText(); s != "" {
+			fmt.Fprintf(&b, "; lost: %s", s)
+		}
+		if in.Unknown != "" {
+			fmt.Fprintf(&b, "; %s", in.Unknown)
+		}
+		b.WriteString("\n")
 	}
 	if r.Sound() {
 		b.WriteString("sound\n")

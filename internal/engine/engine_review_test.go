@@ -139,7 +139,7 @@ func TestSpillMeetsConsumers(t *testing.T) {
 		if _, err := s.Do(func(b *msg.Builder) { b.Settle(log, 0, msg.Acked, gone) }); err != nil {
 			t.Fatal(err)
 		}
-		metas, err := k.write(s, jobs, 3)
+		metas, _, err := k.write(s, jobs, 3)
 		if err != nil || len(metas) != 1 {
 			t.Fatalf("%d segments, %v", len(metas), err)
 		}

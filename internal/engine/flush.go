@@ -12,6 +12,7 @@ import (
 	"github.com/sluicemq/sluice/internal/buf"
 	"github.com/sluicemq/sluice/internal/msg"
 	"github.com/sluicemq/sluice/internal/store"
+	"github.com/sluicemq/sluice/internal/wal"
 )
 
 // job is what is unsettled of one note.
@@ -83,9 +84,15 @@ func (k *Keeper) move(s *Shard, from, to uint64, done store.Flushed) error {
 	if !ok {
 		return ErrStopped
 	}
-	metas, err := k.write(s, jobs, to-from)
+	metas, bad, err := k.write(s, jobs, to-from)
 	if err != nil {
 		return err
+	}
+	for i := range bad {
+		if _, err := bad[i].giveUp(s, nil); err != nil {
+			k.store.Discard(metas)
+			return err
+		}
 	}
 	var edit store.Edit
 	for _, meta := range metas {
@@ -167,10 +174,11 @@ func (m *Machine) collectLane(jobs []job, key lane, to uint64) []job {
 	return jobs
 }
 
-// write puts the jobs' records into new segments, sorted by lane and offset.
-func (k *Keeper) write(s *Shard, jobs []job, subs uint64) ([]store.SegmentMeta, error) {
+// write puts the jobs' records into new segments, sorted by lane and offset. What can't
+// be read is left out and listed.
+func (k *Keeper) write(s *Shard, jobs []job, subs uint64) ([]store.SegmentMeta, []badList, error) {
 	if len(jobs) == 0 {
-		return nil, nil
+		return nil, nil, nil
 	}
 	slices.SortFunc(jobs, func(a, b job) int {
 		return cmp.Or(cmp.Compare(a.k.log, b.k.log), cmp.Compare(a.k.lane, b.k.lane), cmp.Compare(a.n.first, b.n.first))
@@ -192,14 +200,14 @@ func (k *Keeper) write(s *Shard, jobs []job, subs uint64) ([]store.SegmentMeta, 
 		}
 		if err != nil {
 			w.Abort()
-			return nil, err
+			return nil, nil, err
 		}
 	}
 	metas, err := w.Finish()
 	if err != nil {
 		w.Abort()
 	}
-	return metas, err
+	return metas, src.bad, err
 }
 
 func (j *job) size() int64 {
@@ -221,6 +229,7 @@ type subSource struct {
 	sub     uint64
 	cur     msg.Submission
 	chunk   *buf.Chunk
+	bad     []badList // what can't be read
 }
 
 func (s *subSource) close() {
@@ -256,29 +265,23 @@ func (s *subSource) get(sub uint64) (msg.Submission, error) {
 	}
 	if c == nil {
 		if s.keepAll && pos.Len <= arenaBytes {
-			return s.intoArena(sub, int(pos.Len), func(b []byte) error { return s.m.wal.ReadAt(pos, 0, b) })
+			return s.intoArena(sub, pos)
 		}
-		c = buf.Get(int(pos.Len))
-		b := c.Bytes()[:pos.Len]
-		if err := s.m.wal.ReadAt(pos, 0, b); err != nil {
-			c.Release()
+		var err error
+		if c, err = s.m.readBack(pos); c == nil && err == nil {
+			err = wal.ErrGone // which only a flush brings about
+		}
+		if err != nil {
 			return nil, err
 		}
-		c.SetBytes(b)
 	}
 	if s.chunk != nil {
 		s.chunk.Release()
 	}
-	s.chunk, s.sub = c, sub
-	return s.check(c.Bytes())
-}
-
-// check verifies the bytes of the current chunk.
-func (s *subSource) check(b []byte) (msg.Submission, error) {
-	s.cur = nil
-	p, err := msg.ParseSubmission(b)
+	s.chunk, s.sub, s.cur = c, sub, nil
+	p, err := msg.ParseSubmission(c.Bytes())
 	if err == nil && !p.Verify() {
-		err = msg.ErrCorrupt
+		err = walDamage(pos, "payload, in memory")
 	}
 	if err == nil {
 		s.cur = p
@@ -286,7 +289,19 @@ func (s *subSource) check(b []byte) (msg.Submission, error) {
 	return p, err
 }
 
-func (s *subSource) intoArena(sub uint64, n int, read func([]byte) error) (msg.Submission, error) {
+// leaveOut notes that the messages of a job can't be read.
+func (s *subSource) leaveOut(j *job, damage *wal.Damage) {
+	n := len(s.bad)
+	if n == 0 || s.bad[n-1].log != j.k.log || s.bad[n-1].lane != j.k.lane {
+		s.bad = append(s.bad, badList{log: j.k.log, lane: j.k.lane})
+		n++
+	}
+	for _, r := range j.ranges {
+		s.bad[n-1].add(r.First, r.First+r.Count-1, ofWAL(s.m.id, damage))
+	}
+}
+
+func (s *subSource) intoArena(sub uint64, pos wal.Position) (msg.Submission, error) {
 	if s.arena == nil {
 		a, err := unix.Mmap(-1, 0, arenaBytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
 		if err != nil {
@@ -294,24 +309,24 @@ func (s *subSource) intoArena(sub uint64, n int, read func([]byte) error) (msg.S
 		}
 		s.arena, s.kept = a, map[uint64]msg.Submission{}
 	}
+	n := int(pos.Len)
 	if s.used+n > len(s.arena) { // more than one file: begin again
 		s.used = 0
 		clear(s.kept)
 	}
-	b := s.arena[s.used : s.used+n : s.used+n]
-	s.used += n
-	if err := read(b); err != nil {
-		return nil, err
-	}
-	p, err := msg.ParseSubmission(b)
-	if err == nil && !p.Verify() {
-		err = msg.ErrCorrupt
-	}
+	c, err := s.m.readBack(pos)
 	if err != nil {
 		return nil, err
 	}
-	s.kept[sub] = p
-	return p, nil
+	if c == nil {
+		return nil, wal.ErrGone
+	}
+	defer c.Release()
+	b := s.arena[s.used : s.used+n : s.used+n]
+	s.used += n
+	copy(b, c.Bytes())
+	s.kept[sub] = msg.Submission(b)
+	return s.kept[sub], nil
 }
 
 // copyJob adds the records of one job to the writer; those that several lanes share
@@ -319,6 +334,11 @@ func (s *subSource) intoArena(sub uint64, n int, read func([]byte) error) (msg.S
 func (s *subSource) copyJob(w *store.Writer, j *job) error {
 	sub, err := s.get(j.n.sub)
 	if errors.Is(err, errSettled) {
+		return nil
+	}
+	var damage *wal.Damage
+	if errors.As(err, &damage) {
+		s.leaveOut(j, damage)
 		return nil
 	}
 	if err != nil {

@@ -24,6 +24,7 @@ const upkeepEvery = 500 * time.Millisecond
 // asks their loops for slices of work.
 type Keeper struct {
 	store    *store.Store
+	aside    *quarantine
 	log      *slog.Logger
 	wal      *wal.Log
 	queues   []*Shard       // durable shards of queues
@@ -279,7 +280,12 @@ func (k *Keeper) space() {
 			k.log.Warn("dead segments not dropped", "shard", s.ID(), "err", err)
 		}
 		for _, id := range c.Measure {
-			if err := k.measure(s, id); err != nil {
+			err := k.measure(s, id)
+			var damage *store.DamageError
+			if errors.As(err, &damage) {
+				err = k.damaged(s, damage)
+			}
+			if err != nil {
 				k.log.Warn("segment not measured", "segment", id, "err", err)
 			}
 		}
@@ -295,7 +301,12 @@ func (k *Keeper) space() {
 				return
 			default:
 			}
-			if err := k.compact(s, group); err != nil {
+			err := k.compact(s, group)
+			var damage *store.DamageError
+			if errors.As(err, &damage) {
+				err = k.damaged(s, damage)
+			}
+			if err != nil {
 				k.log.Warn("segments not compacted", "shard", s.ID(), "segments", group, "err", err)
 			}
 		}

@@ -25,6 +25,7 @@ type Machine struct {
 	store    *store.Store
 	log      *slog.Logger
 	wal      *wal.Log // nil when volatile
+	aside    *quarantine
 
 	core    Submitter // set by Bind
 	leading bool
@@ -54,6 +55,7 @@ type Config struct {
 	Store    *store.Store
 	WAL      *wal.Log
 	Log      *slog.Logger // default slog.Default()
+	aside    *quarantine  // where what can't be read is put
 	// TailCache is how many bytes of recent chunks are kept for consumers.
 	TailCache int64
 }
@@ -64,7 +66,7 @@ func New(c Config) *Machine {
 		c.Log = slog.Default()
 	}
 	m := &Machine{
-		id: c.Shard, volatile: c.Volatile, store: c.Store, wal: c.WAL, log: c.Log,
+		id: c.Shard, volatile: c.Volatile, store: c.Store, wal: c.WAL, log: c.Log, aside: c.aside,
 		ledger:  queue.NewLedger(),
 		places:  places{lanes: map[lane]*place{}},
 		tail:    tail{budget: c.TailCache},

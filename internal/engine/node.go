@@ -58,6 +58,9 @@ type NodeConfig struct {
 	Failed func(error)
 	// CheckpointBytes is shard.Config's.
 	CheckpointBytes int64
+	// QueueOf names the queue of a log for reports, empty if there is none; for any
+	// goroutine. May be nil.
+	QueueOf func(shard uint32, log msg.LogID) (vhost, queue string)
 }
 
 // Node is an open data directory with its shards running.
@@ -66,6 +69,7 @@ type Node struct {
 	store    *store.Store
 	wal      *wal.Log
 	keeper   *Keeper
+	aside    *quarantine
 	meta     *shard.Shard
 	queues   []*Shard
 	volatile *Shard
@@ -73,6 +77,9 @@ type Node struct {
 	tables   atomic.Pointer[[]*shard.Shard]
 	Recovery *wal.Recovery
 }
+
+// ErrDamaged means that what is on the disk is not what was written, and starting was refused.
+var ErrDamaged = errors.New("engine: damaged")
 
 // DamageError says that the write-ahead log holds something that was synced and is not
 // as it was written: starting would lose confirmed messages silently.
@@ -84,6 +91,9 @@ func (e *DamageError) Error() string {
 	return fmt.Sprintf("the write-ahead log is damaged in %d place(s), the first in file %d at byte %d: %s (entries %d to %d of shard %d)",
 		len(e.Damages), d.Seq, d.Off, d.Reason, d.First, d.Last, d.Shard)
 }
+
+// Is makes errors.Is(err, ErrDamaged) true.
+func (e *DamageError) Is(target error) bool { return target == ErrDamaged }
 
 // Open recovers a data directory and starts its shards.
 func Open(cfg NodeConfig) (*Node, error) {
@@ -140,7 +150,13 @@ func (n *Node) open(cfg NodeConfig) error {
 		return err
 	}
 	n.link = shard.LinkID(1, incarnation)
+	n.aside, err = openQuarantine(cfg.FS, cfg.Dir, cfg.Log)
+	if err != nil {
+		return err
+	}
+	n.aside.queueOf = cfg.QueueOf
 	n.keeper = newKeeper(st, cfg.Log, cfg.WALFiles, cfg.VolatileMemory)
+	n.keeper.aside = n.aside
 	n.keeper.free = func() (int64, error) {
 		sp, err := cfg.FS.FreeSpace(cfg.Dir)
 		return int64(min(sp.Free, math.MaxInt64)), err
@@ -210,7 +226,7 @@ func (n *Node) openShards(cfg NodeConfig, shards int, found *store.Recovery) err
 	n.meta = meta
 	n.keeper.all = append(n.keeper.all, meta)
 	for id := uint32(1); id <= uint32(shards); id++ {
-		m := New(Config{Shard: id, Store: n.store, WAL: n.wal, Log: cfg.Log, TailCache: cfg.TailCache})
+		m := New(Config{Shard: id, Store: n.store, WAL: n.wal, Log: cfg.Log, aside: n.aside, TailCache: cfg.TailCache})
 		sh, err := n.openShard(cfg, id, m, func() error { return m.RestoreDone(runs[id]) })
 		if err != nil {
 			return err
@@ -220,7 +236,7 @@ func (n *Node) openShards(cfg NodeConfig, shards int, found *store.Recovery) err
 		n.queues = append(n.queues, &Shard{sh, m})
 		n.keeper.all = append(n.keeper.all, sh)
 	}
-	vm := New(Config{Shard: VolatileShard, Volatile: true, Store: n.store, Log: cfg.Log})
+	vm := New(Config{Shard: VolatileShard, Volatile: true, Store: n.store, Log: cfg.Log, aside: n.aside})
 	mem := &memory{m: vm}
 	vm.Bind(mem)
 	n.volatile = &Shard{shard.NewWith(VolatileShard, mem), vm}

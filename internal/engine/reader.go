@@ -2,6 +2,7 @@ package engine
 
 import (
 	"errors"
+	"syscall"
 
 	"github.com/sluicemq/sluice/internal/buf"
 	"github.com/sluicemq/sluice/internal/msg"
@@ -32,6 +33,7 @@ type Reader struct {
 		have bool
 		ra   store.ReadAhead
 	}
+	bad badList
 }
 
 // Close gives back what the reader holds.
@@ -50,16 +52,23 @@ func (r *Reader) dropBlock() {
 }
 
 // Each calls fn with each message of a delivery in order. rec is valid during the call.
-// Messages that exist no more are left out. An error of fn ends it and is returned.
+// Messages that exist no more are left out, and those that can't be read: they are put
+// into quarantine and settled as damaged. An error of fn ends it and is returned.
 func (r *Reader) Each(d *queue.Delivery, fn func(off msg.Offset, rec *msg.Record) error) error {
-	m := d.Consumer.User.(Based).Base().shard.m
+	base := d.Consumer.User.(Based).Base()
+	m := base.shard.m
+	r.bad.reset(d.Log, d.Lane)
+	err, done := error(nil), false
 	if d.Src.Kind == srcTail {
-		done, err := r.fromTail(m, d, fn)
-		if done || err != nil {
-			return err
-		}
+		done, err = r.fromTail(m, d, fn)
 	}
-	return r.fromRuns(m, lane{d.Log, d.Lane}, d.First, d.First+uint64(d.Count), fn)
+	if err == nil && !done {
+		err = r.fromRuns(m, lane{d.Log, d.Lane}, d.First, d.First+uint64(d.Count), fn)
+	}
+	if len(r.bad.list) == 0 {
+		return err
+	}
+	return errors.Join(err, r.bad.settle(base))
 }
 
 // fromTail reads from a chunk or a WAL file; done is false when the submission has
@@ -67,6 +76,11 @@ func (r *Reader) Each(d *queue.Delivery, fn func(off msg.Offset, rec *msg.Record
 func (r *Reader) fromTail(m *Machine, d *queue.Delivery, fn func(msg.Offset, *msg.Record) error) (done bool, err error) {
 	sub := d.Src.Ref & (1<<skipShift - 1)
 	c, err := r.submission(m, sub)
+	var damage *wal.Damage
+	if errors.As(err, &damage) {
+		r.bad.add(d.First, d.First+uint64(d.Count)-1, ofWAL(m.id, damage))
+		return true, nil
+	}
 	if c == nil || err != nil {
 		return false, err
 	}
@@ -114,19 +128,9 @@ func (r *Reader) submission(m *Machine, sub uint64) (*buf.Chunk, error) {
 	if pos.Seq == 0 {
 		return nil, nil
 	}
-	c = buf.Get(int(pos.Len))
-	b := c.Bytes()[:pos.Len]
-	if err := m.wal.ReadAt(pos, 0, b); err != nil {
-		c.Release()
-		if errors.Is(err, wal.ErrGone) {
-			return nil, nil
-		}
+	c, err := m.readBack(pos)
+	if c == nil || err != nil {
 		return nil, err
-	}
-	c.SetBytes(b)
-	if s, err := msg.ParseSubmission(b); err != nil || !s.Verify() {
-		c.Release()
-		return nil, msg.ErrCorrupt
 	}
 	if r.last.c != nil {
 		r.last.c.Release()
@@ -135,14 +139,47 @@ func (r *Reader) submission(m *Machine, sub uint64) (*buf.Chunk, error) {
 	return c, nil
 }
 
+// readBack reads a submission from the write-ahead log; nil if its file is gone. A
+// *wal.Damage means that it is not what was written.
+func (m *Machine) readBack(pos wal.Position) (*buf.Chunk, error) {
+	c := buf.Get(int(pos.Len))
+	b := c.Bytes()[:pos.Len]
+	err := m.wal.ReadAt(pos, 0, b)
+	if err == nil {
+		c.SetBytes(b)
+		s, perr := msg.ParseSubmission(b)
+		if perr == nil && s.Verify() {
+			return c, nil
+		}
+		err = walDamage(pos, "payload")
+	}
+	c.Release()
+	switch {
+	case errors.Is(err, wal.ErrGone):
+		return nil, nil
+	case errors.Is(err, syscall.EIO):
+		return nil, walDamage(pos, err.Error())
+	}
+	return nil, err
+}
+
+func walDamage(pos wal.Position, reason string) *wal.Damage {
+	return &wal.Damage{Seq: pos.Seq, Off: int64(pos.Off), Len: int64(pos.Len), Reason: reason}
+}
+
 func (r *Reader) fromRuns(m *Machine, k lane, from, end msg.Offset, fn func(msg.Offset, *msg.Record) error) error {
 	for off := from; off < end; off++ {
 		rec, err := r.record(m, k, off)
-		if err != nil {
-			m.log.Error("message can't be read", "shard", m.id, "log", k.log, "lane", k.lane, "offset", off, "err", err)
+		var damage *store.DamageError
+		if errors.As(err, &damage) {
+			r.bad.add(off, off, ofStore(damage))
 			continue
 		}
+		if err != nil {
+			return err
+		}
 		if rec == nil {
+			r.bad.add(off, off, Incident{}) // if it is not settled
 			continue
 		}
 		parsed, _, err := msg.ParseRecord(rec)
@@ -156,21 +193,30 @@ func (r *Reader) fromRuns(m *Machine, k lane, from, end msg.Offset, fn func(msg.
 	return nil
 }
 
-// record finds one message in the segments, nil if no run has it.
+// lookups bounds how often a message is looked for while segments are being replaced.
+const lookups = 100
+
+// record finds one message in the segments, nil if no run has it. Damage of one run
+// counts only if no other has the message.
 func (r *Reader) record(m *Machine, k lane, off msg.Offset) ([]byte, error) {
 	if r.seg.m == m && r.seg.k == k && r.advance(off) {
 		return r.seg.rec, nil
 	}
-	for range 2 { // again if a segment was replaced between looking and reading
-		runs, gone := m.places.run(k, off), false
+	for range lookups { // again if a segment was replaced between looking and reading
+		gone := false
+		var damage error
+		runs := m.places.run(k, off)
 		for i := len(runs) - 1; i >= 0; i-- {
 			r.dropBlock()
 			blk, err := r.seg.ra.Read(m.store, runs[i], off, store.MaxReadBytes)
-			if errors.Is(err, store.ErrGone) {
+			switch {
+			case errors.Is(err, store.ErrGone):
 				gone = true
 				continue
-			}
-			if err != nil {
+			case errors.Is(err, store.ErrDamaged):
+				damage = err
+				continue
+			case err != nil:
 				return nil, err
 			}
 			r.seg.m, r.seg.k, r.seg.run, r.seg.blk = m, k, runs[i], blk
@@ -179,11 +225,14 @@ func (r *Reader) record(m *Machine, k lane, off msg.Offset) ([]byte, error) {
 			}
 		}
 		if !gone {
-			break
+			return nil, damage
 		}
 	}
-	return nil, nil
+	return nil, errMoving
 }
+
+// errMoving: the segments with a message were replaced each time it was looked for.
+var errMoving = errors.New("engine: a message moves faster than it can be read")
 
 // advance moves on in the current block until off; false if it isn't there.
 func (r *Reader) advance(off msg.Offset) bool {

@@ -34,6 +34,7 @@ const (
 	DeliveryLimit
 	Purged
 	Deleted
+	Damaged // its bytes can't be read any more; they are in quarantine
 )
 
 // Flags of an append.

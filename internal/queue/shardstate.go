@@ -28,7 +28,7 @@ const deletedMax = 256
 
 // shardState is what belongs to no log.
 type shardState struct {
-	settledBy [msg.Deleted + 1]uint64 // messages settled, by reason
+	settledBy [msg.Damaged + 1]uint64 // messages settled, by reason
 	deleted   Set                     // ids of deleted logs
 	stored    []uint64                // chunks of deleted that lie in the checkpoint
 	changedIn uint32                  // as logState.changedIn

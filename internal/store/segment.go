@@ -6,6 +6,7 @@ import (
 	"io"
 	"sync"
 	"sync/atomic"
+	"syscall"
 
 	"github.com/sluicemq/sluice/internal/buf"
 	"github.com/sluicemq/sluice/internal/vfs"
@@ -133,6 +134,10 @@ func (s *Store) readAt(g *segment, pos int64, n int) (*buf.Chunk, error) {
 	b := c.Bytes()[:n]
 	k, err := h.f.ReadAt(b, pos)
 	s.metrics.bytesRead.Add(uint64(k))
+	if errors.Is(err, syscall.EIO) { // such a sector is damaged: its checksum fails
+		clear(b[k:])
+		err, k = nil, n
+	}
 	if k < n && err != nil && !errors.Is(err, io.EOF) {
 		c.Release()
 		return nil, fmt.Errorf("store: %s at %d: %w", g.path, pos, err)

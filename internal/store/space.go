@@ -133,6 +133,16 @@ func (s *Store) Candidates(shard uint32) Candidates {
 	return c
 }
 
+// Forgive lets a damaged segment be rewritten and merged again: the caller has settled
+// what can't be read of it.
+func (s *Store) Forgive(id SegID) {
+	if g := s.lookup(id); g != nil {
+		g.acct.mu.Lock()
+		g.acct.damaged = false
+		g.acct.mu.Unlock()
+	}
+}
+
 func (a *account) isDamaged() bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()

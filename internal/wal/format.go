@@ -50,6 +50,9 @@ const (
 	tmpSuffix   = ".tmp"
 )
 
+// FileName returns the name of the file with a sequence.
+func FileName(seq uint64) string { return fileName(seq) }
+
 func fileName(seq uint64) string { return fmt.Sprintf("%016x%s", seq, walSuffix) }
 
 // parseName returns the number in a name with the given suffix.

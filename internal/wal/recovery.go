@@ -78,6 +78,9 @@ func (d Damage) String() string {
 	return fmt.Sprintf("%s: %s", where, d.Reason)
 }
 
+// Error is String.
+func (d Damage) Error() string { return d.String() }
+
 // Damaged tells whether anything confirmed may be missing.
 func (r *Recovery) Damaged() bool { return len(r.Damages) > 0 }
 
