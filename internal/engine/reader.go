@@ -18,6 +18,7 @@ const skipShift = 40
 // disk. It keeps what it read last, since the next delivery mostly goes on there.
 type Reader struct {
 	op   msg.Op
+	rec  msg.Record // the one that is handed out; one for all, so that none is allocated
 	last struct { // a submission read back from the WAL
 		m   *Machine
 		sub uint64
@@ -104,11 +105,10 @@ func (r *Reader) fromTail(m *Machine, d *queue.Delivery, fn func(msg.Offset, *ms
 		if err != nil {
 			return true, err
 		}
-		rec, _, err := msg.ParseRecord(raw)
-		if err != nil {
+		if r.rec, _, err = msg.ParseRecord(raw); err != nil {
 			return true, err
 		}
-		if err := fn(d.First+i, &rec); err != nil {
+		if err := fn(d.First+i, &r.rec); err != nil {
 			return true, err
 		}
 	}
@@ -182,11 +182,10 @@ func (r *Reader) fromRuns(m *Machine, k lane, from, end msg.Offset, fn func(msg.
 			r.bad.add(off, off, Incident{}) // if it is not settled
 			continue
 		}
-		parsed, _, err := msg.ParseRecord(rec)
-		if err != nil {
+		if r.rec, _, err = msg.ParseRecord(rec); err != nil {
 			return err
 		}
-		if err := fn(off, &parsed); err != nil {
+		if err := fn(off, &r.rec); err != nil {
 			return err
 		}
 	}
