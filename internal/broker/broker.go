@@ -235,7 +235,7 @@ func (b *Broker) reconcile() error {
 				}
 			}
 			l.Logs(func(id msg.LogID) bool {
-				if want[s.ID()][id] == nil {
+				if want[s.ID()][id] == nil && !msg.IsInternal(id) {
 					extra = append(extra, id)
 				}
 				return true

@@ -100,13 +100,26 @@ func (m *Machine) Apply(c *shard.Command) (res shard.Result) {
 	it := c.Sub.Iter()
 	op := &m.op
 	sub := noSub
+	m.ledger.SetTime(c.TimeMS)
 	for i := 0; it.Next(op); i++ {
 		switch op.Kind {
+		case msg.OpRequire: // before all others, so nothing has been done yet
+			if !m.ledger.AllFree(op.Log, op.Lane, op.Ranges) {
+				return shard.Result{Refused: true}
+			}
 		case msg.OpAppend:
 			if sub == noSub {
 				sub = m.tailPush(c)
 			}
 			m.applyAppend(c, sub, i, op, &res)
+		case msg.OpHold:
+			if newly := m.ledger.Hold(op.Tx, op.Log, op.Lane, op.Ranges); m.leading {
+				m.dispatch.Hold(op.Log, op.Lane, newly)
+			}
+		case msg.OpUnhold:
+			m.freed(m.ledger.Unhold(op.Tx))
+		case msg.OpSweep:
+			m.applySweep(op.Tx.Node, op.Tx.Incarnation)
 		case msg.OpSettle:
 			for _, r := range op.Ranges {
 				m.settle(op.Log, op.Lane, r, op.Reason)
@@ -144,6 +157,21 @@ func (m *Machine) Apply(c *shard.Command) (res shard.Result) {
 	return res
 }
 
+// applySweep ends what incarnations of a node before the given one left unfinished:
+// holds of transactions.
+func (m *Machine) applySweep(node, before uint32) {
+	m.freed(m.ledger.Sweep(node, before))
+}
+
+// freed tells the dispatch of messages that are held no more.
+func (m *Machine) freed(list []queue.LaneRanges) {
+	for _, p := range list {
+		if m.leading {
+			m.dispatch.Release(p.Log, p.Lane, p.Ranges)
+		}
+	}
+}
+
 const noSub = ^uint64(0)
 
 // tailPush enters the submission into the tail; what lies in a WAL file that was
@@ -175,7 +203,12 @@ func (m *Machine) applyAppend(c *shard.Command, sub uint64, i int, op *msg.Op, r
 		if op.HasCond {
 			cond = &op.Cond
 		}
-		out := m.ledger.Append(t.Log, t.Lane, op.N, cond)
+		var out queue.Outcome
+		if op.Forced {
+			out = m.ledger.AppendForced(t.Log, t.Lane, op.N, cond)
+		} else {
+			out = m.ledger.Append(t.Log, t.Lane, op.N, cond)
+		}
 		switch out.Code {
 		case queue.Appended:
 			if c.Pos.Seq == 0 || c.Pos.Seq > m.flushed {

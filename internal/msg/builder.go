@@ -32,10 +32,15 @@ type group struct {
 // operations appear in the order of their first message, so order within each log
 // is that of the calls.
 type Builder struct {
+	// Forced makes all appends of the submissions to come pass a seal. For what is
+	// promised already: a part of a transaction, or of a transfer.
+	Forced bool
+
 	chunk  *buf.Chunk
 	groups []group
-	cmds   []byte // the operations that aren't appends, encoded
-	other  int    // number of operations in cmds
+	pre    []byte // the requirements, encoded; they come before the appends
+	cmds   []byte // the other operations that aren't appends, encoded
+	other  int    // number of operations in pre and cmds
 	last   int    // the group that the last record went to
 }
 
@@ -57,7 +62,12 @@ func (b *Builder) room(n int) {
 	if b.chunk.Cap()-b.chunk.Len() >= n {
 		return
 	}
-	bigger := buf.Get(max(b.chunk.Len()+n, min(4*b.chunk.Cap(), SubmissionSoftMax)))
+	// Beyond the soft limit (a transaction) it doubles, so that copying stays linear.
+	grow := min(4*b.chunk.Cap(), SubmissionSoftMax)
+	if b.chunk.Cap() >= SubmissionSoftMax {
+		grow = 2 * b.chunk.Cap()
+	}
+	bigger := buf.Get(max(b.chunk.Len()+n, grow))
 	bigger.SetBytes(append(bigger.Bytes(), b.chunk.Bytes()...))
 	b.chunk.Release()
 	b.chunk = bigger
@@ -74,7 +84,8 @@ func (b *Builder) Append(targets []Target, e *Envelope, pieces ...[]byte) {
 // lies in so many parts under partKey; it makes an operation of its own.
 func (b *Builder) AppendIf(targets []Target, c Cond, partKey uint64, parts int, e *Envelope, pieces ...[]byte) {
 	g := b.newGroup(targets)
-	g.cond, g.hasCond = c, c != Cond{}
+	g.cond, g.hasCond = c, !c.IsZero()
+	g.cond.Dedup = slices.Clone(c.Dedup)
 	g.partKey, g.parts = partKey, parts
 	b.put(g, e, pieces)
 	b.last = -1
@@ -230,6 +241,41 @@ func (b *Builder) Unseal(log LogID) {
 	b.other++
 }
 
+// Require adds the condition that the offsets of ranges, sorted and disjoint, are all
+// unsettled and not held: else nothing of the submission is done.
+func (b *Builder) Require(log LogID, lane uint8, ranges []Range) {
+	b.pre = append(b.pre, byte(OpRequire))
+	b.pre = binary.AppendUvarint(b.pre, log)
+	b.pre = append(b.pre, lane)
+	b.pre = appendRanges(b.pre, ranges)
+	b.other++
+}
+
+// Hold adds that ranges, sorted and disjoint, belong to a transaction until they are
+// settled or Unhold ends it.
+func (b *Builder) Hold(tx TxID, log LogID, lane uint8, ranges []Range) {
+	b.cmds = tx.encode(append(b.cmds, byte(OpHold)))
+	b.cmds = binary.AppendUvarint(b.cmds, log)
+	b.cmds = append(b.cmds, lane)
+	b.cmds = appendRanges(b.cmds, ranges)
+	b.other++
+}
+
+// Unhold adds that what a transaction still holds is ready again.
+func (b *Builder) Unhold(tx TxID) {
+	b.cmds = tx.encode(append(b.cmds, byte(OpUnhold)))
+	b.other++
+}
+
+// Sweep adds the end of what incarnations of a node before the given one left
+// unfinished.
+func (b *Builder) Sweep(node, before uint32) {
+	b.cmds = append(b.cmds, byte(OpSweep))
+	b.cmds = binary.AppendUvarint(b.cmds, uint64(node))
+	b.cmds = binary.AppendUvarint(b.cmds, uint64(before))
+	b.other++
+}
+
 // TermStart adds the mark of a new leader's first entry.
 func (b *Builder) TermStart() {
 	b.cmds = append(b.cmds, byte(OpTermStart))
@@ -269,8 +315,9 @@ func (b *Builder) Finish() *buf.Chunk {
 	b.room(b.cmdLenMax())
 	dst := b.chunk.Bytes()
 	cmd := len(dst)
+	dst = append(dst, b.pre...)
 	for i := range b.groups {
-		dst = b.groups[i].encode(dst)
+		dst = b.groups[i].encode(dst, b.Forced)
 	}
 	dst = append(dst, b.cmds...)
 	le := binary.LittleEndian
@@ -280,8 +327,12 @@ func (b *Builder) Finish() *buf.Chunk {
 	le.PutUint32(dst[4:], CRC(dst[8:]))
 	b.chunk.SetBytes(dst)
 	c := b.chunk
-	b.chunk, b.groups, b.cmds, b.other, b.last = nil, b.groups[:0], b.cmds[:0], 0, 0
+	b.empty()
 	return c
+}
+
+func (b *Builder) empty() {
+	b.chunk, b.groups, b.pre, b.cmds, b.other, b.last = nil, b.groups[:0], b.pre[:0], b.cmds[:0], 0, 0
 }
 
 // Reset drops what was added.
@@ -289,14 +340,23 @@ func (b *Builder) Reset() {
 	if b.chunk != nil {
 		b.chunk.Release()
 	}
-	b.chunk, b.groups, b.cmds, b.other, b.last = nil, b.groups[:0], b.cmds[:0], 0, 0
+	b.empty()
+}
+
+// Len returns an upper bound of the length of the submission so far.
+func (b *Builder) Len() int {
+	n := submissionHeaderLen + b.cmdLenMax()
+	if b.chunk != nil {
+		n += b.chunk.Len() - submissionHeaderLen
+	}
+	return n
 }
 
 func (b *Builder) cmdLenMax() int {
-	n := len(b.cmds)
+	n := len(b.pre) + len(b.cmds)
 	for i := range b.groups {
 		g := &b.groups[i]
-		n += 96 + 11*len(g.targets)
+		n += 96 + len(g.cond.Dedup) + 11*len(g.targets)
 		if !g.contig {
 			n += 5 * len(g.pos)
 		}
@@ -304,7 +364,7 @@ func (b *Builder) cmdLenMax() int {
 	return n
 }
 
-func (g *group) encode(dst []byte) []byte {
+func (g *group) encode(dst []byte, forced bool) []byte {
 	flags := uint8(0)
 	if g.contig {
 		flags |= appContiguous
@@ -319,6 +379,9 @@ func (g *group) encode(dst []byte) []byte {
 	}
 	if g.parts > 0 {
 		flags |= appParts
+	}
+	if forced {
+		flags |= appForced
 	}
 	dst = append(dst, byte(OpAppend), flags)
 	dst = binary.AppendUvarint(dst, uint64(len(g.targets)))
@@ -363,14 +426,8 @@ func (g *group) encodePositions(dst []byte) []byte {
 	return dst[:at+k+n]
 }
 
-func (c *Cond) encode(dst []byte) []byte {
-	flag := byte(0)
-	if c.ExpectTail {
-		flag = 1
-	}
-	dst = append(dst, flag)
-	dst = binary.AppendUvarint(dst, c.Tail)
-	dst = binary.AppendUvarint(dst, c.Producer)
-	dst = binary.AppendUvarint(dst, uint64(c.Epoch))
-	return binary.AppendUvarint(dst, c.Seq)
+func (tx TxID) encode(dst []byte) []byte {
+	dst = binary.AppendUvarint(dst, uint64(tx.Node))
+	dst = binary.AppendUvarint(dst, uint64(tx.Incarnation))
+	return binary.AppendUvarint(dst, tx.N)
 }

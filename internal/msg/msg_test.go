@@ -130,6 +130,57 @@ func TestBatchRoundTripAndDamage(t *testing.T) {
 	}
 }
 
+// TestOperationsComeBack encodes what transactions and preconditions are made of:
+// requirements come before the appends, whenever they were added.
+func TestOperationsComeBack(t *testing.T) {
+	var b Builder
+	b.Forced = true
+	tx, rs := TxID{Node: 3, Incarnation: 1 << 31, N: 1 << 40}, []Range{{5, 1}, {9, 3}}
+	cond := Cond{Producer: 4, Epoch: 2, Seq: 9, Wrap: true, Dedup: []byte("an id")}
+	b.Hold(tx, OutboxLog(7), 2, rs)
+	b.AppendIf([]Target{{Log: 8}}, cond, 0, 0, &Envelope{}, []byte("x"))
+	b.Unhold(tx)
+	b.Sweep(3, 17)
+	b.Require(8, 1, rs)
+	limit := b.Len()
+	c := b.Finish()
+	defer c.Release()
+	if c.Len() > limit {
+		t.Errorf("%d bytes, at most %d were announced", c.Len(), limit)
+	}
+	s, err := ParseSubmission(c.Bytes())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []Op
+	var op Op
+	err = s.Ops(&op, func(_ int, op *Op) bool {
+		o := *op
+		o.Ranges = append([]Range(nil), op.Ranges...)
+		got = append(got, o)
+		return true
+	})
+	if err != nil || len(got) != 5 {
+		t.Fatalf("%d operations, %v", len(got), err)
+	}
+	req, app, hold, unhold, sweep := got[0], got[1], got[2], got[3], got[4]
+	if req.Kind != OpRequire || req.Log != 8 || req.Lane != 1 || fmt.Sprint(req.Ranges) != fmt.Sprint(rs) {
+		t.Errorf("require %+v", req)
+	}
+	if app.Kind != OpAppend || !app.Forced || fmt.Sprint(app.Cond) != fmt.Sprint(cond) {
+		t.Errorf("append %+v", app)
+	}
+	if hold.Kind != OpHold || hold.Tx != tx || hold.Log != OutboxLog(7) || hold.Lane != 2 || fmt.Sprint(hold.Ranges) != fmt.Sprint(rs) {
+		t.Errorf("hold %+v", hold)
+	}
+	if unhold.Kind != OpUnhold || unhold.Tx != tx || sweep.Kind != OpSweep || sweep.Tx != (TxID{Node: 3, Incarnation: 17}) {
+		t.Errorf("unhold %+v, sweep %+v", unhold, sweep)
+	}
+	if !IsOutbox(hold.Log) || OutboxTarget(hold.Log) != 7 || !IsInternal(hold.Log) || !IsInternal(1<<62|5) || IsInternal(1<<62-1) {
+		t.Error("ids of internal logs")
+	}
+}
+
 // FuzzSubmission feeds arbitrary bytes to everything that reads a submission: it must
 // end with an error or without, never panic or read outside.
 func FuzzSubmission(f *testing.F) {
@@ -143,6 +194,11 @@ func FuzzSubmission(f *testing.F) {
 	b.Seal(1, SealIfEmpty)
 	b.Meta([]byte("m"))
 	b.BodyPart(7, []byte("piece"))
+	b.AppendIf([]Target{{Log: 5}}, Cond{Dedup: []byte("id"), Producer: 4, Wrap: true}, 0, 0, &Envelope{}, []byte("four"))
+	b.Require(1, 0, []Range{{1, 2}})
+	b.Hold(TxID{1, 2, 3}, 1, 0, []Range{{1, 2}})
+	b.Unhold(TxID{1, 2, 3})
+	b.Sweep(1, 4)
 	f.Add(b.Finish().Bytes())
 	f.Fuzz(func(_ *testing.T, raw []byte) {
 		if b, err := ParseBatch(raw); err == nil {

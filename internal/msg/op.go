@@ -1,6 +1,9 @@
 package msg
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"math"
+)
 
 // OpKind is the kind of an operation. The list is closed: whatever a shard's ledger
 // can do is one of these.
@@ -20,6 +23,10 @@ const (
 	OpTermStart                      // the first entry of a leader's term
 	OpMeta                           // an operation of the metadata machine, opaque here
 	OpReserveExact                   // as OpReserve, but it may lower the mark: at a clean stop
+	OpHold                           // offsets are a transaction's until it settles or Unholds them
+	OpUnhold                         // ends what is left of a transaction's hold: ready again
+	OpSweep                          // ends what earlier incarnations of a node left unfinished
+	OpRequire                        // unless all these offsets are unsettled, nothing of the submission is done
 )
 
 // Reason says why a message left its queue.
@@ -43,7 +50,18 @@ const (
 	appLanes                        // targets name lanes
 	appCond                         // a precondition follows
 	appParts                        // the record's body lies in parts, named by a key
+	appForced                       // a seal does not refuse it
 )
+
+// Flags of a precondition.
+const (
+	condTail uint8 = 1 << iota
+	condWrap
+	condDedup
+)
+
+// DedupIDMax is the greatest length of a deduplication id in bytes.
+const DedupIDMax = 255
 
 // Conditions of a seal.
 const (
@@ -70,6 +88,50 @@ type Cond struct {
 	Producer   uint64 // 0 = none: else Seq of the first message must follow the producer's last
 	Epoch      uint32
 	Seq        uint64
+	Wrap       bool // sequences have 31 bits: after 2^31-1 comes 0
+	// Dedup, of 1 to DedupIDMax bytes, names the append: another one with the same
+	// name within the target log's window is a repetition. Empty: none.
+	Dedup []byte
+}
+
+// IsZero reports whether c always holds.
+func (c *Cond) IsZero() bool {
+	return !c.ExpectTail && c.Tail == 0 && c.Producer == 0 && c.Epoch == 0 && c.Seq == 0 && !c.Wrap && len(c.Dedup) == 0
+}
+
+func (c *Cond) encode(dst []byte) []byte {
+	flags := byte(0)
+	if c.ExpectTail {
+		flags |= condTail
+	}
+	if c.Wrap {
+		flags |= condWrap
+	}
+	if len(c.Dedup) > 0 {
+		flags |= condDedup
+	}
+	dst = append(dst, flags)
+	dst = binary.AppendUvarint(dst, c.Tail)
+	dst = binary.AppendUvarint(dst, c.Producer)
+	dst = binary.AppendUvarint(dst, uint64(c.Epoch))
+	dst = binary.AppendUvarint(dst, c.Seq)
+	if flags&condDedup != 0 {
+		dst = append(dst, byte(len(c.Dedup)))
+		dst = append(dst, c.Dedup...)
+	}
+	return dst
+}
+
+func (r *reader) cond(c *Cond) {
+	flags := r.u8()
+	c.ExpectTail, c.Wrap = flags&condTail != 0, flags&condWrap != 0
+	c.Tail, c.Producer, c.Epoch, c.Seq = r.uv(), r.uv(), uint32(r.uv()), r.uv()
+	if flags&condDedup != 0 {
+		c.Dedup = r.bytes()
+		if len(c.Dedup) == 0 || len(c.Dedup) > DedupIDMax {
+			r.fail("deduplication id")
+		}
+	}
 }
 
 // Op is one operation as parsed; which fields mean something depends on Kind. Slices
@@ -82,6 +144,7 @@ type Op struct {
 	Bytes   int      // append: encoded length of its records together
 	Cond    Cond     // append
 	HasCond bool
+	Forced  bool   // append: a seal does not refuse it
 	PartKey uint64 // append with parts, body part: the key that ties them
 	Parts   int    // append with parts: how many
 
@@ -90,10 +153,11 @@ type Op struct {
 	deltas     []byte // positions of the records, when not contiguous
 
 	Log    LogID   // all but append
-	Lane   uint8   // settle, return, reserve
+	Lane   uint8   // settle, return, reserve, hold, require
 	Reason Reason  // settle
 	Count  bool    // return: raise delivery counts
-	Ranges []Range // settle, return
+	Ranges []Range // settle, return, hold, require
+	Tx     TxID    // hold, unhold; sweep: Node, and the Incarnation before which it ends all
 	Upto   Offset  // reserve
 	Flags  uint8   // seal
 	Data   []byte  // ensure: profile; meta: operation; term start: empty
@@ -147,6 +211,16 @@ func (r *reader) uv() uint64 {
 	r.p += n
 	return v
 }
+
+func (r *reader) u32() uint32 {
+	v := r.uv()
+	if v > math.MaxUint32 {
+		r.fail("number")
+	}
+	return uint32(v)
+}
+
+func (r *reader) tx() TxID { return TxID{Node: r.u32(), Incarnation: r.u32(), N: r.uv()} }
 
 // count reads a number of things of which each takes at least size bytes.
 func (r *reader) count(size int) int {
@@ -217,6 +291,17 @@ func (r *reader) parse(op *Op, cmdPos int) {
 		op.first = int(r.uv())
 		op.N, op.contiguous = 1, true
 		r.checkRecords(op, cmdPos)
+	case OpHold:
+		op.Tx = r.tx()
+		op.Log, op.Lane = r.uv(), r.u8()
+		op.Ranges = r.ranges(op.Ranges)
+	case OpUnhold:
+		op.Tx = r.tx()
+	case OpSweep:
+		op.Tx.Node, op.Tx.Incarnation = r.u32(), r.u32()
+	case OpRequire:
+		op.Log, op.Lane = r.uv(), r.u8()
+		op.Ranges = r.ranges(op.Ranges)
 	case OpTermStart:
 	case OpMeta:
 		op.Data = r.bytes()
@@ -227,6 +312,7 @@ func (r *reader) parse(op *Op, cmdPos int) {
 
 func (r *reader) parseAppend(op *Op, cmdPos int) {
 	flags := r.u8()
+	op.Forced = flags&appForced != 0
 	n := r.count(1)
 	for range n {
 		t := Target{Log: r.uv()}
@@ -237,9 +323,7 @@ func (r *reader) parseAppend(op *Op, cmdPos int) {
 	}
 	if flags&appCond != 0 {
 		op.HasCond = true
-		c := &op.Cond
-		c.ExpectTail = r.u8() != 0
-		c.Tail, c.Producer, c.Epoch, c.Seq = r.uv(), r.uv(), uint32(r.uv()), r.uv()
+		r.cond(&op.Cond)
 	}
 	if flags&appParts != 0 {
 		op.PartKey = r.uv()

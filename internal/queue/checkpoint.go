@@ -32,6 +32,7 @@ type entry struct {
 	value  []byte
 	set    *chunk
 	counts *countPart
+	dedup  []dedupEntry
 }
 
 const (
@@ -75,6 +76,9 @@ func (l *Ledger) CheckpointSlice(limit int, emit func(key, value []byte)) (done 
 		case e.counts != nil:
 			l.value = appendCounts(l.value[:0], e.counts)
 			emit(e.key, l.value)
+		case e.dedup != nil:
+			l.value = appendDedup(l.value[:0], e.dedup)
+			emit(e.key, l.value)
 		default:
 			emit(e.key, e.value)
 		}
@@ -103,6 +107,10 @@ func (l *Ledger) nextEntry() (*entry, bool) {
 func (l *Ledger) takeNext() bool {
 	if l.isPending(l.shardState.changedIn) {
 		l.takeShard()
+		return true
+	}
+	if l.isPending(l.holds.changedIn) {
+		l.takeHolds()
 		return true
 	}
 	for n := len(l.pending); n > 0; n = len(l.pending) {
@@ -151,9 +159,12 @@ func (l *Ledger) touchShard() {
 func (l *Ledger) take(g *logState) {
 	g.changedIn, g.stored = 0, true
 	l.put(headKey(g.id), l.encodeHead(g))
-	if t := g.producers; t != nil && t.dirty {
-		t.dirty, t.stored = false, true
-		l.put(producersKey(g.id), t.encode())
+	if r := g.repeats; r != nil {
+		if r.producers.dirty {
+			r.producers.dirty, r.producers.stored = false, true
+			l.put(producersKey(g.id), r.producers.encode())
+		}
+		l.cutDedup(g.id, &r.dedup)
 	}
 }
 
@@ -175,8 +186,13 @@ func (l *Ledger) forget(g *logState) {
 		return
 	}
 	l.dead = append(l.dead, headKey(g.id))
-	if g.producers != nil && g.producers.stored {
-		l.dead = append(l.dead, producersKey(g.id))
+	if r := g.repeats; r != nil {
+		if r.producers.stored {
+			l.dead = append(l.dead, producersKey(g.id))
+		}
+		for k := r.dedup.stored[0]; k < r.dedup.stored[1]; k++ {
+			l.dead = append(l.dead, dedupKey(g.id, k))
+		}
 	}
 	l.Lanes(g.id, func(number uint8, n *Lane) bool {
 		if n.stored != nil {
@@ -198,11 +214,19 @@ func (l *Ledger) MarkAllDirty() {
 	l.pending, l.dirty, l.dead = nil, nil, nil
 	l.shardState.changedIn, l.shardState.stored = l.epoch, nil
 	l.deleted.markDirty()
+	l.holds.changedIn = 0
+	if len(l.holds.txs) > 0 {
+		l.holds.changedIn = l.epoch
+	}
 	for _, g := range l.logs {
 		g.changedIn, g.stored = l.epoch, false
 		l.dirty = append(l.dirty, g.id)
-		if g.producers != nil {
-			g.producers.dirty, g.producers.stored = true, false
+		if r := g.repeats; r != nil {
+			r.producers.dirty, r.producers.stored = len(r.producers.byID) > 0, false
+			r.dedup.stored = [2]uint64{}
+			for i := range r.dedup.blocks {
+				r.dedup.blocks[i].dirty = true
+			}
 		}
 		l.Lanes(g.id, func(_ uint8, n *Lane) bool {
 			n.stored = nil

@@ -30,6 +30,7 @@ type logDispatch struct {
 	consumers []*Consumer
 	line      line
 	exclusive bool         // its only consumer is exclusive
+	reserves  bool         // deliveries wait for their reservation
 	active    bool         // in Dispatch.active
 	dropped   bool         // deleted; may still be in Dispatch.active and wants
 	after     *logDispatch // in Dispatch.active
@@ -57,10 +58,11 @@ func (d *Dispatch) Start() {
 func (d *Dispatch) log(id msg.LogID) *logDispatch {
 	g := d.logs[id]
 	if g == nil && d.ledger.Has(id) {
-		g = &logDispatch{id: id}
+		p, _ := d.ledger.Profile(id)
+		g = &logDispatch{id: id, reserves: !p.Unreserved}
 		g.lanes = g.one[:0]
 		d.ledger.Lanes(id, func(number uint8, n *Lane) bool {
-			g.addLane(number, n)
+			g.addLane(number, n, d.ledger.heldIn(id, number))
 			return true
 		})
 		d.logs[id] = g
@@ -69,12 +71,16 @@ func (d *Dispatch) log(id msg.LogID) *logDispatch {
 }
 
 // addLane adds the state of a lane from which nothing has been delivered in this term.
-func (g *logDispatch) addLane(number uint8, n *Lane) {
+// held is what transactions hold of it, or nil.
+func (g *logDispatch) addLane(number uint8, n *Lane, held *Set) {
 	ln := &g.lane0
 	if number != 0 {
 		ln = new(laneDispatch)
 	}
-	*ln = laneDispatch{number: number, log: g, ledger: n, head: n.low, mark: n.reserved, window: ReserveWindow}
+	*ln = laneDispatch{number: number, log: g, ledger: n, head: n.low, mark: n.reserved, window: ReserveWindow, held: held}
+	if held != nil {
+		ln.leaving = held.count
+	}
 	g.lanes = append(g.lanes, ln)
 	for i := len(g.lanes) - 1; i > 0 && g.lanes[i-1].number < number; i-- {
 		g.lanes[i-1], g.lanes[i] = g.lanes[i], g.lanes[i-1]
@@ -245,6 +251,9 @@ func (d *Dispatch) Settled(log msg.LogID, lane uint8, newly uint64) {
 		return
 	}
 	ln.leaving -= min(newly, ln.leaving)
+	if ln.holds() { // what is left of it is leaving still
+		ln.leaving = max(ln.leaving, ln.held.count)
+	}
 	// After a change of leader a late ack can settle what is in flight to another
 	// consumer, whose own ack then settles nothing. That must not count as
 	// leaving for good.
@@ -264,7 +273,7 @@ func (d *Dispatch) Appended(log msg.LogID, lane uint8, first msg.Offset, n uint6
 	}
 	if first == 0 && g.lane(lane) == nil {
 		if led, ok := d.ledger.Lane(log, lane); ok {
-			g.addLane(lane, led)
+			g.addLane(lane, led, nil)
 		}
 	}
 	d.activate(g)
@@ -274,6 +283,16 @@ func (d *Dispatch) Appended(log msg.LogID, lane uint8, first msg.Offset, n uint6
 func (d *Dispatch) Kick(c *Consumer) {
 	c.starved = false
 	d.enlist(c)
+}
+
+// Hold tells that the ledger gave ranges of a lane to a transaction (what Ledger.Hold
+// returned): they are leaving until they are settled, or Release gives them back after
+// Ledger.Unhold. What its consumer acknowledged before (Acked) is leaving already.
+func (d *Dispatch) Hold(log msg.LogID, lane uint8, ranges []msg.Range) {
+	if ln := d.lane(log, lane); ln != nil {
+		ln.held = d.ledger.heldIn(log, lane)
+		ln.holdReady(ranges)
+	}
 }
 
 // HoldAll hides all that is ready in a log, for a purge, until Settled or Release.
@@ -311,6 +330,7 @@ func (d *Dispatch) Counts(log msg.LogID) (c Counts) {
 			c.Ready += n.Unsettled()
 			return true
 		})
+		c.Ready -= d.ledger.HeldCount(log)
 		return c
 	}
 	for _, ln := range g.lanes {

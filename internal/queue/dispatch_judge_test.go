@@ -37,7 +37,7 @@ func (m *dispatchMachine) crash(t *rapid.T) {
 		fresh := 0
 		for i := range s.messages {
 			x := &s.messages[i]
-			if x.state == simSettled {
+			if x.state == simSettled || x.state == simTx {
 				continue
 			}
 			x.state, x.holder = simReady, nil
@@ -158,7 +158,8 @@ func TestDispatchModel(t *testing.T) {
 			"ask":    m.ask, "lose": m.lose,
 			"commit":  func(t *rapid.T) { m.commit(rapid.IntRange(1, 5).Draw(t, "n")) },
 			"commit2": func(t *rapid.T) { m.commit(len(m.queue)) },
-			"purge":   m.purge, "endPurge": m.endPurge, "room": m.room, "drop": m.drop, "late": m.late, "crash": m.crash,
+			"beginTx": m.beginTx, "endTx": m.endTx, "holdLate": m.holdLate,
+			"purge": m.purge, "endPurge": m.endPurge, "room": m.room, "drop": m.drop, "late": m.late, "crash": m.crash,
 			"quiesce": m.quiesce,
 			"":        m.check,
 		})

@@ -20,6 +20,7 @@ const (
 	simInFlight
 	simLeaving // settlement submitted, not applied
 	simHeld
+	simTx // held by a transaction
 	simSettled
 )
 
@@ -64,6 +65,8 @@ type simOp struct {
 	key     laneKey
 	ranges  []msg.Range
 	reserve msg.Offset // reserve instead of settle
+	hold    msg.TxID   // hold instead of settle
+	unhold  msg.TxID   // unhold instead of settle
 }
 
 type laneKey struct {
@@ -80,7 +83,9 @@ type dispatchMachine struct {
 	pools     []*simPool
 	held      []simOp
 	queue     []simOp // in order of submission
+	txs       []simOp // holds that are applied and whose end was not submitted
 	nextID    uint64
+	nextTx    uint64
 	delivered int // by the last run
 }
 
@@ -433,6 +438,14 @@ func (m *dispatchMachine) commit(n int) {
 			m.d.Reserved(o.key.log, o.key.lane)
 			continue
 		}
+		if o.hold.N > 0 {
+			m.applyHold(o)
+			continue
+		}
+		if o.unhold.N > 0 {
+			m.applyUnhold(o.unhold)
+			continue
+		}
 		for _, r := range o.ranges {
 			newly := m.l.Settle(o.key.log, o.key.lane, r, msg.Acked)
 			for i := r.First; i < r.First+r.Count; i++ {
@@ -579,5 +592,6 @@ func (m *dispatchMachine) drop(t *rapid.T) {
 	}
 	m.held = slices.DeleteFunc(m.held, func(o simOp) bool { return o.key.log == log })
 	m.queue = slices.DeleteFunc(m.queue, func(o simOp) bool { return o.key.log == log })
+	m.txs = slices.DeleteFunc(m.txs, func(o simOp) bool { return o.key.log == log })
 	m.forgetIdle()
 }

@@ -14,6 +14,8 @@ import (
 //	's' u64 log, u8 lane, u64 chunk  settled offsets of 65,536
 //	'c' u64 log, u8 lane, u64 chunk  delivery counts of 4,096 offsets
 //	'p' u64 log                      producers
+//	'w' u64 log, u64 block           deduplication ids, 256 of them
+//	'x'                              what transactions hold
 //	'm'                              tallies, deleted ids
 //	'd' u64 chunk                    deleted ids of 65,536
 //
@@ -27,12 +29,14 @@ const (
 	keySettled   = 's'
 	keyCounts    = 'c'
 	keyProducers = 'p'
+	keyDedup     = 'w'
+	keyHolds     = 'x'
 	keyShard     = 'm'
 	keyDeleted   = 'd'
 )
 
 const (
-	formatHead   = 1
+	formatHead   = 2
 	formatRuns   = 1 // of a chunk: ranges relative to its start
 	formatBitmap = 2 // of a chunk: 1,024 little-endian words
 	formatCounts = 1
@@ -47,6 +51,10 @@ func headKey(log msg.LogID) []byte {
 
 func producersKey(log msg.LogID) []byte {
 	return binary.BigEndian.AppendUint64([]byte{keyProducers}, log)
+}
+
+func dedupKey(log msg.LogID, block uint64) []byte {
+	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64([]byte{keyDedup}, log), block)
 }
 
 func deletedKey(chunk uint64) []byte {
@@ -125,11 +133,13 @@ func (l *Ledger) encodeHead(g *logState) []byte {
 	if g.more != nil {
 		lanes += len(g.more.lanes)
 	}
-	producers := 0
-	if g.producers != nil {
-		producers = len(g.producers.last)
+	var r repeats
+	if g.repeats != nil {
+		r = *g.repeats
 	}
-	b = binary.AppendUvarint(b, uint64(producers))
+	b = binary.AppendUvarint(b, uint64(len(r.producers.byID)))
+	b = binary.AppendUvarint(b, r.dedup.next)
+	b = binary.AppendUvarint(b, r.dedup.next-r.dedup.first)
 	b = binary.AppendUvarint(b, uint64(lanes))
 	l.Lanes(g.id, func(number uint8, n *Lane) bool {
 		b = l.appendLane(append(b, number), g.id, number, n)
@@ -162,21 +172,6 @@ func (l *Ledger) appendLane(b []byte, log msg.LogID, number uint8, n *Lane) []by
 	b = appendRanges(b, inline)
 	b = appendRanges(b, keyRanges(now.settled))
 	return appendRanges(b, keyRanges(now.counts))
-}
-
-func (t *producerTable) encode() []byte {
-	b := binary.AppendUvarint([]byte{formatTable}, uint64(len(t.last)))
-	prev := uint64(0)
-	for _, id := range t.sorted() {
-		p := t.last[id]
-		b = binary.AppendUvarint(b, id-prev)
-		b = binary.AppendUvarint(b, uint64(p.epoch))
-		b = binary.AppendUvarint(b, p.first)
-		b = binary.AppendUvarint(b, p.n)
-		b = binary.AppendUvarint(b, p.off)
-		prev = id
-	}
-	return b
 }
 
 // encodeShard returns the value of the shard's key and queues the parts of the deleted

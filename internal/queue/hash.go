@@ -72,19 +72,52 @@ func (l *Ledger) Hash(log msg.LogID) uint64 {
 		h.add(n.reserved)
 		h.addSet(&n.settled)
 		h.addCounts(n.counts)
+		if s := l.heldIn(log, number); s != nil {
+			h.addSet(s)
+		}
 		return true
 	})
-	if g.producers != nil {
-		for _, id := range g.producers.sorted() {
-			p := g.producers.last[id]
-			h.add(id)
-			h.add(uint64(p.epoch))
-			h.add(p.first)
-			h.add(p.n)
-			h.add(p.off)
-		}
+	if g.repeats != nil {
+		h.addRepeats(g.repeats)
 	}
 	return max(uint64(h), 1)
+}
+
+func (h *hasher) addRepeats(r *repeats) {
+	for p := r.producers.oldest; p != nil; p = p.newer {
+		h.add(p.id)
+		h.add(uint64(p.epoch))
+		h.add(uint64(p.timeMS))
+		if p.wrap {
+			h.add(1)
+		}
+		for _, a := range p.last[:p.known] {
+			h.add(a.first)
+			h.add(a.n)
+			h.add(a.off)
+		}
+	}
+	for n := r.dedup.first; n < r.dedup.next; n++ {
+		e := r.dedup.at(n)
+		h.addString(e.id)
+		h.add(e.off)
+		h.add(uint64(e.timeMS))
+	}
+}
+
+func (h *hasher) addHolds(x *holds) {
+	for _, tx := range x.sorted() {
+		h.add(uint64(tx.Node)<<32 | uint64(tx.Incarnation))
+		h.add(tx.N)
+		for _, p := range x.txs[tx] {
+			h.add(p.Log)
+			h.add(uint64(p.Lane))
+			for _, r := range p.Ranges {
+				h.add(r.First)
+				h.add(r.Count)
+			}
+		}
+	}
 }
 
 // HashAll returns a hash of the whole ledger.
@@ -94,6 +127,7 @@ func (l *Ledger) HashAll() uint64 {
 		h.add(n)
 	}
 	h.addSet(&l.deleted)
+	h.addHolds(&l.holds)
 	sum := uint64(0) // of the logs, in whatever order
 	for id := range l.logs {
 		sum += l.Hash(id)

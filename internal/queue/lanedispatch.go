@@ -15,8 +15,9 @@ type laneDispatch struct {
 	// Invariant: nothing at or beyond head has been delivered in this term, everything
 	// unsettled below it is in flight, leaving or in returned.
 	head     msg.Offset
-	returned Set // below head and ready again
-	fresh    Set // below head and not delivered in this term: held once, perhaps returned since
+	returned Set  // below head and ready again
+	fresh    Set  // below head and not delivered in this term: held once, perhaps returned since
+	held     *Set // the ledger's set of what transactions hold; nil or empty for nothing
 	inFlight uint64
 	leaving  uint64 // acknowledged, delivered without ack, or held; not settled yet
 	// The outstanding request of WantReserve. asked is 0 when there is none.
@@ -28,11 +29,42 @@ func (ln *laneDispatch) ready() uint64 {
 	return u - min(u, ln.inFlight+ln.leaving)
 }
 
-// putBack makes offsets that were handed out ready again.
+// putBack makes offsets that were handed out ready again, but for those that a
+// transaction holds: these are leaving.
 func (ln *laneDispatch) putBack(ranges []msg.Range) {
 	for _, r := range ranges {
-		ln.returned.AddRange(max(r.First, ln.ledger.low), min(rangeEnd(r), ln.head))
+		from, to := max(r.First, ln.ledger.low), min(rangeEnd(r), ln.head)
+		ln.returned.AddRange(from, to)
+		if !ln.holds() {
+			continue
+		}
+		for _, h := range ln.held.AppendRanges(nil, from, to) {
+			ln.returned.RemoveRange(h.First, rangeEnd(h))
+			ln.leaving += h.Count
+		}
 	}
+}
+
+func (ln *laneDispatch) holds() bool { return ln.held != nil && ln.held.count > 0 }
+
+// holdReady makes ready offsets leaving.
+func (ln *laneDispatch) holdReady(ranges []msg.Range) {
+	for _, r := range ranges {
+		if from, to := max(r.First, ln.head), rangeEnd(r); from < to {
+			ln.leaving += to - from
+		}
+		ln.leaving += ln.returned.RemoveRange(r.First, min(rangeEnd(r), ln.head))
+	}
+}
+
+// nextFree returns the first offset at or after off that is unsettled and not held, or
+// the tail.
+func (ln *laneDispatch) nextFree(off msg.Offset) msg.Offset {
+	off = ln.ledger.NextUnsettled(off)
+	for ln.holds() && ln.held.Contains(off) {
+		off = ln.ledger.NextUnsettled(ln.held.NextClear(off))
+	}
+	return off
 }
 
 // batch is a range of ready messages that are delivered alike.
@@ -55,11 +87,16 @@ func (ln *laneDispatch) nextReady() (b batch, ok bool) {
 		ln.judge(&b)
 		return b, true
 	}
-	first := ln.ledger.NextUnsettled(ln.head)
+	first := ln.nextFree(ln.head)
 	if first >= ln.ledger.tail {
 		return b, false
 	}
 	b = batch{first: first, end: ln.ledger.NextSettled(first)}
+	if ln.holds() {
+		if h, ok := ln.held.NextSet(first); ok {
+			b.end = min(b.end, h)
+		}
+	}
 	ln.judge(&b)
 	return b, true
 }
@@ -112,8 +149,14 @@ func (ln *laneDispatch) hold() (ranges []msg.Range) {
 	ln.returned = Set{}
 	head := max(ln.head, ln.ledger.low)
 	if tail := ln.ledger.tail; head < tail {
-		ranges = ln.ledger.AppendUnsettled(ranges, msg.Range{First: head, Count: tail - head})
+		rest := without(ln.ledger.AppendUnsettled(nil, msg.Range{First: head, Count: tail - head}), ln.held)
+		ranges = append(ranges, rest...)
 		ln.fresh.AddRange(head, tail)
+		if ln.holds() { // those were delivered once
+			for _, h := range ln.held.AppendRanges(nil, head, tail) {
+				ln.fresh.RemoveRange(h.First, rangeEnd(h))
+			}
+		}
 		ln.head = tail
 	}
 	for _, r := range ranges {
@@ -134,7 +177,7 @@ func (ln *laneDispatch) floor() msg.Offset {
 		}
 		ln.fresh.RemoveRange(first, s)
 	}
-	return ln.ledger.NextUnsettled(ln.head)
+	return ln.nextFree(ln.head) // what a transaction holds was delivered
 }
 
 // Reservations of a lane reach at least ReserveWindow and at most MaxReserveWindow offsets
@@ -154,7 +197,7 @@ const (
 // checkReserve notes that the lane needs an extension, if so. dry says that a consumer waits
 // for one.
 func (d *Dispatch) checkReserve(ln *laneDispatch, dry bool) {
-	if ln.wanted || ln.asked != 0 {
+	if ln.wanted || ln.asked != 0 || !ln.log.reserves {
 		return
 	}
 	if f := ln.floor(); dry || ln.ledger.reserved < f+uint64(ln.window/2) {
@@ -187,7 +230,7 @@ func (d *Dispatch) Reserved(log msg.LogID, lane uint8) {
 		return
 	}
 	if ln.asked != 0 && ln.ledger.reserved >= ln.asked && ln.askedFrom > ln.mark {
-		left, used := ln.askedFrom-min(ln.askedAt, ln.askedFrom), ln.floor()-ln.askedAt
+		left, used := ln.askedFrom-min(ln.askedAt, ln.askedFrom), max(ln.floor(), ln.askedAt)-ln.askedAt
 		switch {
 		case used >= left-left/4:
 			ln.window = min(ln.window*2, MaxReserveWindow)

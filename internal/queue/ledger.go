@@ -42,6 +42,8 @@ type Ledger struct {
 	logs     map[msg.LogID]*logState
 	profiles map[string]*profileRef
 	shardState
+	holds holds
+	now   int64 // see SetTime
 	checkpoint
 	restore *restoring // not nil from the first Restore to RestoreDone
 }
@@ -51,9 +53,9 @@ type logState struct {
 	id        msg.LogID
 	profile   *profileRef
 	lane0     Lane
-	more      *laneTable     // nil while there is lane 0 only
-	producers *producerTable // nil while no producer has appended
-	changedIn uint32         // checkpoint epoch of the first change not yet taken; 0 = none
+	more      *laneTable // nil while there is lane 0 only
+	repeats   *repeats   // nil while nothing was appended under a name or number
+	changedIn uint32     // checkpoint epoch of the first change not yet taken; 0 = none
 	sealed    bool
 	stored    bool // a checkpoint has the log's head
 }
@@ -72,6 +74,7 @@ func NewLedger() *Ledger {
 	return &Ledger{
 		logs:       make(map[msg.LogID]*logState),
 		profiles:   make(map[string]*profileRef),
+		holds:      holds{txs: make(map[msg.TxID][]LaneRanges), lanes: make(map[laneID]*Set)},
 		checkpoint: checkpoint{epoch: 1},
 	}
 }
@@ -178,20 +181,37 @@ func (g *logState) unsettled() uint64 {
 	return u
 }
 
+// SetTime tells the time of the batch that is being applied, in ms: what was
+// remembered of producers and ids expires by it. It never falls.
+func (l *Ledger) SetTime(ms int64) { l.now = max(l.now, ms) }
+
 // Append adds n > 0 messages at the end of a lane, if c (nil or zero: nothing) holds.
-// A producer's repetition is found before anything else is checked, so that a retry
-// learns of its success.
+// A repetition is found before anything else is checked, so that a retry learns of its
+// success. An outbox is made by its first append.
 func (l *Ledger) Append(log msg.LogID, lane uint8, n int, c *msg.Cond) Outcome {
+	return l.append(log, lane, n, c, false)
+}
+
+// AppendForced is Append that a seal does not refuse.
+func (l *Ledger) AppendForced(log msg.LogID, lane uint8, n int, c *msg.Cond) Outcome {
+	return l.append(log, lane, n, c, true)
+}
+
+func (l *Ledger) append(log msg.LogID, lane uint8, n int, c *msg.Cond, forced bool) Outcome {
 	g := l.logs[log]
+	if g == nil && msg.IsOutbox(log) {
+		l.Ensure(log, outboxProfile)
+		g = l.logs[log]
+	}
 	if g == nil {
 		return Outcome{Code: Unknown}
 	}
-	if c != nil && c.Producer != 0 {
-		if o := g.checkProducer(c, uint64(n)); o.Code != Appended {
+	if c != nil {
+		if o := g.checkRepeats(c, uint64(n), l.now); o.Code != Appended {
 			return o
 		}
 	}
-	if g.sealed {
+	if g.sealed && !forced {
 		return Outcome{Code: Sealed}
 	}
 	ln := g.lane(lane)
@@ -210,8 +230,8 @@ func (l *Ledger) Append(log msg.LogID, lane uint8, n int, c *msg.Cond) Outcome {
 	}
 	first := ln.tail
 	ln.tail += uint64(n)
-	if c != nil && c.Producer != 0 {
-		g.recordProducer(c, uint64(n), first)
+	if c != nil {
+		g.recordRepeats(c, uint64(n), first, l.now)
 	}
 	return Outcome{Code: Appended, First: first}
 }
@@ -229,6 +249,9 @@ func (l *Ledger) Settle(log msg.LogID, lane uint8, r msg.Range, why msg.Reason) 
 	}
 	l.touch(g)
 	newly = n.settle(from, to)
+	if len(l.holds.lanes) > 0 {
+		l.holds.settled(log, lane, from, to)
+	}
 	if newly > 0 && int(why) < len(l.settledBy) {
 		l.touchShard()
 		l.settledBy[why] += newly
@@ -294,6 +317,9 @@ func (l *Ledger) Ensure(log msg.LogID, profile []byte) EnsureOutcome {
 	old := g.profile
 	g.profile = l.profile(profile)
 	l.unrefProfile(old)
+	if g.repeats != nil && g.profile.DedupWindowMS == 0 {
+		g.repeats.dedup.clear()
+	}
 	return EnsureChanged
 }
 
@@ -306,6 +332,10 @@ func (l *Ledger) Delete(log msg.LogID) bool {
 		return false
 	}
 	l.forget(g)
+	l.Lanes(log, func(lane uint8, _ *Lane) bool {
+		delete(l.holds.lanes, laneID{log, lane})
+		return true
+	})
 	delete(l.logs, log)
 	l.unrefProfile(g.profile)
 	return true

@@ -1,7 +1,6 @@
 package queue
 
 import (
-	"maps"
 	"slices"
 	"testing"
 
@@ -9,101 +8,6 @@ import (
 
 	"github.com/sluicemq/sluice/internal/msg"
 )
-
-// The reference: a state per message, nothing clever.
-
-type refMessage struct {
-	settled bool
-	count   uint32
-}
-
-type refLane struct {
-	messages []refMessage
-	reserved msg.Offset
-}
-
-func (n *refLane) low() msg.Offset {
-	for i, m := range n.messages {
-		if !m.settled {
-			return msg.Offset(i)
-		}
-	}
-	return msg.Offset(len(n.messages))
-}
-
-type refProducer struct {
-	epoch       uint32
-	first, last uint64
-	off         msg.Offset
-}
-
-type refLog struct {
-	profile   string
-	sealed    bool
-	lanes     map[uint8]*refLane
-	producers map[uint64]refProducer
-}
-
-type refLedger struct {
-	logs    map[msg.LogID]*refLog
-	deleted map[msg.LogID]bool
-	settled [8]uint64
-}
-
-func (l *refLedger) clone() *refLedger {
-	c := &refLedger{logs: map[msg.LogID]*refLog{}, deleted: maps.Clone(l.deleted), settled: l.settled}
-	for id, g := range l.logs {
-		h := &refLog{profile: g.profile, sealed: g.sealed, lanes: map[uint8]*refLane{}, producers: maps.Clone(g.producers)}
-		for k, n := range g.lanes {
-			h.lanes[k] = &refLane{slices.Clone(n.messages), n.reserved}
-		}
-		c.logs[id] = h
-	}
-	return c
-}
-
-func (l *refLedger) append(log msg.LogID, lane uint8, n int, c *msg.Cond) Outcome {
-	g := l.logs[log]
-	if g == nil {
-		return Outcome{Code: Unknown}
-	}
-	if c.Producer != 0 {
-		if p, ok := g.producers[c.Producer]; ok {
-			last := c.Seq + uint64(n) - 1
-			switch {
-			case c.Epoch < p.epoch:
-				return Outcome{Code: Refused, Why: ProducerEpoch}
-			case c.Epoch > p.epoch:
-			case c.Seq >= p.first && last <= p.last:
-				return Outcome{Code: Duplicate, First: p.off + c.Seq - p.first}
-			case last <= p.last:
-				return Outcome{Code: Duplicate, First: NoOffset}
-			case c.Seq != p.last+1:
-				return Outcome{Code: Refused, Why: ProducerSeq}
-			}
-		}
-	}
-	if g.sealed {
-		return Outcome{Code: Sealed}
-	}
-	ln := g.lanes[lane]
-	tail := 0
-	if ln != nil {
-		tail = len(ln.messages)
-	}
-	if c.ExpectTail && c.Tail != uint64(tail) {
-		return Outcome{Code: Refused, Why: TailMoved}
-	}
-	if ln == nil {
-		ln = &refLane{}
-		g.lanes[lane] = ln
-	}
-	ln.messages = append(ln.messages, make([]refMessage, n)...)
-	if c.Producer != 0 {
-		g.producers[c.Producer] = refProducer{c.Epoch, c.Seq, c.Seq + uint64(n) - 1, uint64(tail)}
-	}
-	return Outcome{Code: Appended, First: uint64(tail)}
-}
 
 // compareLedger checks everything that can be read.
 func compareLedger(t *rapid.T, l *Ledger, ref *refLedger) {
@@ -133,11 +37,31 @@ func compareLedger(t *rapid.T, l *Ledger, ref *refLedger) {
 				t.Fatalf("log %d has lane %d", id, number)
 			}
 			compareLane(t, n, want)
+			compareHeld(t, l.heldIn(id, number), want)
 			return true
 		})
 		if seen != len(g.lanes) {
 			t.Fatalf("log %d has %d lanes, want %d", id, seen, len(g.lanes))
 		}
+	}
+}
+
+func compareHeld(t *rapid.T, held *Set, want *refLane) {
+	t.Helper()
+	if held == nil {
+		held = &Set{}
+	}
+	n := uint64(0)
+	for i, m := range want.messages {
+		if m.tx.N != 0 {
+			n++
+			if !held.Contains(uint64(i)) {
+				t.Fatalf("%d is not held", i)
+			}
+		}
+	}
+	if held.Count() != n {
+		t.Fatalf("%d held, want %d", held.Count(), n)
 	}
 }
 
@@ -221,7 +145,14 @@ func (m *ledgerMachine) append(t *rapid.T) {
 		c.Tail = rapid.Uint64Range(0, 3).Draw(t, "tail")
 		c.Producer = rapid.Uint64Range(0, 2).Draw(t, "producer")
 		c.Epoch = rapid.Uint32Range(0, 1).Draw(t, "epoch")
-		c.Seq = rapid.Uint64Range(0, 6).Draw(t, "seq")
+		c.Seq = rapid.Uint64Range(0, 30).Draw(t, "seq")
+		if p, ok := m.producer(c.Producer); ok && rapid.IntRange(0, 2).Draw(t, "near") > 0 {
+			c.Epoch = p.epoch
+			c.Seq = p.last[len(p.last)-1].last + 1 - min(rapid.Uint64Range(0, 9).Draw(t, "back"), p.last[len(p.last)-1].last+1)
+		}
+	}
+	if rapid.IntRange(0, 3).Draw(t, "named") == 0 {
+		c.Dedup = []byte{'a' + byte(rapid.IntRange(0, 5).Draw(t, "id"))}
 	}
 	log, lane, n := m.log(t), m.lane(t), rapid.IntRange(1, 4).Draw(t, "n")
 	if c.Producer == 0 && rapid.IntRange(0, 4).Draw(t, "big") == 0 {
@@ -229,6 +160,114 @@ func (m *ledgerMachine) append(t *rapid.T) {
 	}
 	if got, want := m.l.Append(log, lane, n, c), m.ref.append(log, lane, n, c); got != want {
 		t.Fatalf("Append(%d, %d, %d, %+v) = %+v, want %+v", log, lane, n, c, got, want)
+	}
+}
+
+// producer returns what some log knows of a producer.
+func (m *ledgerMachine) producer(id uint64) (refProducer, bool) {
+	for log := msg.LogID(1); log <= 6; log++ {
+		if g := m.ref.logs[log]; g != nil {
+			if p, ok := g.producers[id]; ok {
+				return p, true
+			}
+		}
+	}
+	return refProducer{}, false
+}
+
+func (m *ledgerMachine) pass(t *rapid.T) {
+	m.ref.now += rapid.SampledFrom([]int64{0, 1, 400, 1000, ProducerExpiryMS - 1, ProducerExpiryMS}).Draw(t, "ms")
+	m.l.SetTime(m.ref.now)
+}
+
+func (m *ledgerMachine) tx(t *rapid.T) msg.TxID {
+	return msg.TxID{
+		Node: rapid.Uint32Range(1, 2).Draw(t, "node"), Incarnation: rapid.Uint32Range(1, 2).Draw(t, "incarnation"),
+		N: rapid.Uint64Range(1, 3).Draw(t, "tx"),
+	}
+}
+
+func (m *ledgerMachine) hold(t *rapid.T) {
+	log, lane, tx := m.log(t), m.lane(t), m.tx(t)
+	n := m.refLane(log, lane)
+	var rs []msg.Range
+	m.offsets(t, n, func(r msg.Range) { rs = append(rs, r) })
+	var want []msg.Range
+	free := true
+	for _, r := range rs {
+		for i := r.First; r.Count > 0 && i-r.First < r.Count; i++ {
+			if n == nil || i >= uint64(len(n.messages)) {
+				free = false
+				break
+			}
+			if x := &n.messages[i]; !x.settled && x.tx.N == 0 {
+				want = appendRange(want, i, i+1)
+				continue
+			}
+			free = false
+		}
+	}
+	if got := m.l.AllFree(log, lane, rs); got != free {
+		t.Fatalf("AllFree(%v) = %v", rs, got)
+	}
+	if rapid.IntRange(0, 3).Draw(t, "only look") == 0 {
+		return
+	}
+	for _, r := range want {
+		for i := range r.Count {
+			n.messages[r.First+i].tx = tx
+		}
+	}
+	var got []msg.Range
+	for _, r := range m.l.Hold(tx, log, lane, rs) {
+		got = appendRange(got, r.First, r.First+r.Count)
+	}
+	if !slices.Equal(got, want) {
+		t.Fatalf("Hold = %v, want %v", got, want)
+	}
+}
+
+// released checks what ended the holds of the transactions that match.
+func (m *ledgerMachine) released(t *rapid.T, got []LaneRanges, match func(msg.TxID) bool) {
+	n := 0
+	for _, g := range m.ref.logs {
+		for _, ln := range g.lanes {
+			for i := range ln.messages {
+				if x := &ln.messages[i]; x.tx.N != 0 && match(x.tx) {
+					x.tx = msg.TxID{}
+					n++
+				}
+			}
+		}
+	}
+	for _, p := range got {
+		ln := m.refLane(p.Log, p.Lane)
+		for _, r := range p.Ranges {
+			for i := range r.Count {
+				if x := ln.messages[r.First+i]; x.settled || x.tx.N != 0 {
+					t.Fatalf("released %d of log %d: %+v", r.First+i, p.Log, x)
+				}
+				n--
+			}
+		}
+	}
+	if n != 0 {
+		t.Fatalf("%d messages too few released", n)
+	}
+}
+
+func (m *ledgerMachine) unhold(t *rapid.T) {
+	tx := m.tx(t)
+	m.released(t, m.l.Unhold(tx), func(x msg.TxID) bool { return x == tx })
+}
+
+func (m *ledgerMachine) sweep(t *rapid.T) {
+	node, before := rapid.Uint32Range(1, 2).Draw(t, "node"), rapid.Uint32Range(1, 3).Draw(t, "before")
+	m.released(t, m.l.Sweep(node, before), func(x msg.TxID) bool { return x.Node == node && x.Incarnation < before })
+	for tx := range m.l.holds.txs {
+		if tx.Node == node && tx.Incarnation < before {
+			t.Fatalf("%v is left", tx)
+		}
 	}
 }
 
@@ -309,12 +348,20 @@ func (m *ledgerMachine) ensure(t *rapid.T) {
 	log := m.log(t)
 	var raw []byte
 	if rapid.Bool().Draw(t, "counts") {
-		raw = AppendProfile(nil, Profile{CountDeliveries: true})
+		p := Profile{CountDeliveries: true}
+		if rapid.IntRange(0, 2).Draw(t, "window") > 0 {
+			p.DedupWindowMS = rapid.Int64Range(1, 1500).Draw(t, "ms")
+			p.DedupMax = rapid.Uint32Range(1, 4).Draw(t, "most")
+		}
+		raw = AppendProfile(nil, p)
 	}
 	want := EnsureSame
 	switch g := m.ref.logs[log]; {
 	case g != nil && g.profile != string(raw):
 		want, g.profile = EnsureChanged, string(raw)
+		if p, _ := ParseProfile(raw); p.DedupWindowMS == 0 {
+			g.dedup = nil
+		}
 	case g == nil && m.ref.deleted[log]:
 		want = EnsureGone
 	case g == nil:
@@ -478,6 +525,7 @@ func TestLedgerModel(t *testing.T) {
 		t.Repeat(map[string]func(*rapid.T){
 			"append": m.append, "append2": m.append, "settle": m.settle, "settle2": m.settle,
 			"return": m.giveBack, "reserve": m.reserve, "ensure": m.ensure, "delete": m.delete,
+			"hold": m.hold, "unhold": m.unhold, "sweep": m.sweep, "pass": m.pass,
 			"seal": m.seal, "checkpoint": m.checkpoint, "checkpoint2": m.checkpoint,
 			"": func(t *rapid.T) { compareLedger(t, m.l, m.ref) },
 		})

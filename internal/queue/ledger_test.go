@@ -122,12 +122,13 @@ func TestProducerSequence(t *testing.T) {
 		{1, 6, 3, Outcome{Code: Refused, Why: ProducerSeq}},    // 8 is new
 		{1, 9, 1, Outcome{Code: Refused, Why: ProducerSeq}},    // a gap
 		{1, 8, 2, Outcome{Code: Appended, First: 3}},           // 8, 9
-		{1, 5, 3, Outcome{Code: Duplicate, First: NoOffset}},   // too old to know where
+		{1, 5, 3, Outcome{Code: Duplicate, First: 0}},          // still known
 		{1, 7, 2, Outcome{Code: Duplicate, First: NoOffset}},   // from two appends
 		{0, 10, 1, Outcome{Code: Refused, Why: ProducerEpoch}}, // fenced
-		{2, 0, 1, Outcome{Code: Appended, First: 5}},           // a new epoch begins anywhere
+		{2, 0, 1, Outcome{Code: Appended, First: 5}},           // a new epoch begins at 0
 		{1, 10, 1, Outcome{Code: Refused, Why: ProducerEpoch}}, // so the old one is fenced
 		{2, ^uint64(0), 1, Outcome{Code: Refused, Why: ProducerSeq}},
+		{3, 5, 1, Outcome{Code: Refused, Why: ProducerSeq}}, // and nowhere else
 	} {
 		if got := appendSeq(c.epoch, c.seq, c.n); got != c.want {
 			t.Errorf("%d: epoch %d seq %d n %d: %+v, want %+v", i, c.epoch, c.seq, c.n, got, c.want)
@@ -139,6 +140,88 @@ func TestProducerSequence(t *testing.T) {
 	}
 	if o := appendSeq(2, 1, 1); o.Code != Sealed {
 		t.Errorf("%+v", o)
+	}
+}
+
+// The offsets of the last five appends are known, sequences of 31 bits wrap, and what
+// hasn't appended for long is forgotten, the oldest first.
+func TestProducersRemembered(t *testing.T) {
+	l := NewLedger()
+	l.Ensure(1, nil)
+	put := func(id, seq uint64, want Outcome) {
+		t.Helper()
+		if got := l.Append(1, 0, 2, &msg.Cond{Producer: id, Seq: seq, Wrap: true}); got != want {
+			t.Errorf("producer %d seq %d: %+v, want %+v", id, seq, got, want)
+		}
+	}
+	const last = 1<<31 - 1
+	for i, seq := range []uint64{last - 4, last - 2, last, 1, 3, 5} {
+		put(7, seq, Outcome{First: uint64(2 * i)})
+	}
+	for i, seq := range []uint64{last - 2, last, 1, 3, 5} {
+		put(7, seq, Outcome{Code: Duplicate, First: uint64(2*i + 2)})
+	}
+	put(7, last-4, Outcome{Code: Duplicate, First: NoOffset})
+	put(7, 8, Outcome{Code: Refused, Why: ProducerSeq})
+	l.SetTime(ProducerExpiryMS - 1)
+	put(8, 0, Outcome{First: 12})
+	put(7, 5, Outcome{Code: Duplicate, First: 10})
+	l.SetTime(ProducerExpiryMS)
+	put(7, 99, Outcome{First: 14}) // as unknown
+	put(8, 0, Outcome{Code: Duplicate, First: 12})
+	for id := uint64(100); id < 100+ProducersMax-1; id++ {
+		l.Append(1, 0, 1, &msg.Cond{Producer: id, Seq: 4})
+	}
+	put(7, 99, Outcome{Code: Duplicate, First: 14})
+	put(8, 5, Outcome{First: 16 + ProducersMax - 1}) // went, as the oldest
+	if n := len(l.logs[1].repeats.producers.byID); n != ProducersMax {
+		t.Errorf("%d producers are remembered", n)
+	}
+}
+
+// A window of more ids than a checkpoint key holds expires by time and by number, and
+// is restored as it was.
+func TestDedupWindow(t *testing.T) {
+	l := NewLedger()
+	l.Ensure(1, AppendProfile(nil, Profile{DedupWindowMS: 1000, DedupMax: 600}))
+	store := map[string][]byte{}
+	id := func(i int) []byte { return fmt.Appendf(nil, "id-%d", i) }
+	for i := range 2000 {
+		l.SetTime(int64(i))
+		if o := l.Append(1, 0, 1, &msg.Cond{Dedup: id(i)}); o != (Outcome{First: uint64(i)}) {
+			t.Fatalf("%d: %+v", i, o)
+		}
+		if o := l.Append(1, 0, 1, &msg.Cond{Dedup: id(max(i-599, 0))}); o != (Outcome{Code: Duplicate, First: uint64(max(i-599, 0))}) {
+			t.Fatalf("repetition of %d: %+v", max(i-599, 0), o)
+		}
+		if i%97 == 0 {
+			checkpointInto(l, store)
+			r := restoreFrom(t, store)
+			if r.HashAll() != l.HashAll() || len(r.logs[1].repeats.dedup.blocks) > 4 {
+				t.Fatalf("restored at %d: another hash, or %d blocks", i, len(r.logs[1].repeats.dedup.blocks))
+			}
+			l = r
+			l.SetTime(int64(i))
+		}
+	}
+	if len(store) > 8 {
+		t.Errorf("%d keys in the checkpoint", len(store))
+	}
+	l.SetTime(2500)
+	if o := l.Append(1, 0, 1, &msg.Cond{Dedup: id(1501)}); o != (Outcome{Code: Duplicate, First: 1501}) {
+		t.Errorf("an id of 999 ms ago: %+v", o)
+	}
+	if o := l.Append(1, 0, 1, &msg.Cond{Dedup: id(1500)}); o != (Outcome{First: 2000}) {
+		t.Errorf("an id of 1,000 ms ago: %+v", o)
+	}
+	l.Ensure(1, nil)
+	if o := l.Append(1, 0, 1, &msg.Cond{Dedup: id(1501)}); o != (Outcome{First: 2001}) {
+		t.Errorf("an id without a window: %+v", o)
+	}
+	l.Delete(1)
+	checkpointInto(l, store)
+	if len(store) != 1 {
+		t.Errorf("%d keys are left of a deleted log", len(store))
 	}
 }
 

@@ -3,6 +3,7 @@ package queue
 import (
 	"encoding/binary"
 	"fmt"
+	"math"
 
 	"github.com/sluicemq/sluice/internal/msg"
 )
@@ -12,16 +13,52 @@ import (
 // zero, unknown ones are kept in the log's encoded profile and mean nothing.
 type Profile struct {
 	CountDeliveries bool // returns are written and counted
+	// Unreserved: deliveries don't wait for a reservation, and nobody is told whether a
+	// message was delivered before. For logs that the broker itself consumes.
+	Unreserved bool
+	// DedupWindowMS is how long a deduplication id is remembered; 0: not at all.
+	DedupWindowMS int64
+	// DedupMax bounds how many are; the oldest go first. 0 is DedupDefaultMax.
+	DedupMax uint32
 }
 
-const profCountDeliveries = 1 // no bytes; presence is true
+const (
+	profCountDeliveries = 1 // no bytes; presence is true
+	profUnreserved      = 2 // no bytes
+	profDedupWindow     = 3 // uvarint
+	profDedupMax        = 4 // uvarint
+)
+
+var outboxProfile = AppendProfile(nil, Profile{Unreserved: true})
+
+func (p *Profile) dedupMax() uint64 {
+	if p.DedupMax == 0 {
+		return DedupDefaultMax
+	}
+	return uint64(p.DedupMax)
+}
 
 // AppendProfile appends the encoding of p.
 func AppendProfile(dst []byte, p Profile) []byte {
 	if p.CountDeliveries {
 		dst = append(dst, profCountDeliveries, 0)
 	}
+	if p.Unreserved {
+		dst = append(dst, profUnreserved, 0)
+	}
+	if p.DedupWindowMS > 0 {
+		dst = appendNumber(dst, profDedupWindow, uint64(p.DedupWindowMS))
+	}
+	if p.DedupMax > 0 {
+		dst = appendNumber(dst, profDedupMax, uint64(p.DedupMax))
+	}
 	return dst
+}
+
+func appendNumber(dst []byte, tag byte, v uint64) []byte {
+	var b [binary.MaxVarintLen64]byte
+	n := binary.PutUvarint(b[:], v)
+	return append(append(dst, tag, byte(n)), b[:n]...)
 }
 
 // ParseProfile decodes a profile. Unknown fields are skipped.
@@ -36,9 +73,23 @@ func ParseProfile(b []byte) (p Profile, err error) {
 		if n <= 0 || size > uint64(len(b)-n) {
 			return Profile{}, corrupt("profile field")
 		}
+		field := b[n : n+int(size)]
 		b = b[n+int(size):]
-		if tag == profCountDeliveries {
+		switch tag {
+		case profCountDeliveries:
 			p.CountDeliveries = true
+		case profUnreserved:
+			p.Unreserved = true
+		case profDedupWindow, profDedupMax:
+			v, n := binary.Uvarint(field)
+			if n <= 0 || n != len(field) || tag == profDedupMax && v > math.MaxUint32 || v > math.MaxInt64 {
+				return Profile{}, corrupt("profile number")
+			}
+			if tag == profDedupMax {
+				p.DedupMax = uint32(v)
+			} else {
+				p.DedupWindowMS = int64(v)
+			}
 		}
 	}
 	return p, nil

@@ -15,10 +15,17 @@ const offsetMax = 1 << 60
 
 // restoring collects the keys of a checkpoint until all are there.
 type restoring struct {
-	parts     map[partID]*entry            // settled, counts, deleted
-	wanted    map[partID][]msg.Range       // per kind, log and lane (chunk 0): the parts that its head names
-	producers map[msg.LogID]*producerTable // by log
-	expect    map[msg.LogID]uint64         // number of producers that a head speaks of
+	parts     map[partID]*entry      // settled, counts, deleted
+	wanted    map[partID][]msg.Range // per kind, log and lane (chunk 0): the parts that its head names
+	producers map[msg.LogID]*producerTable
+	expect    map[msg.LogID]expected
+	dedup     map[msg.LogID]map[uint64][]dedupEntry // by log and block
+}
+
+// expected is what a head says of the keys that belong to it.
+type expected struct {
+	producers   uint64
+	first, next uint64 // ordinals of deduplication ids
 }
 
 type partID struct {
@@ -38,7 +45,8 @@ func (l *Ledger) Restore(key, value []byte) error {
 			parts:     make(map[partID]*entry),
 			wanted:    make(map[partID][]msg.Range),
 			producers: make(map[msg.LogID]*producerTable),
-			expect:    make(map[msg.LogID]uint64),
+			expect:    make(map[msg.LogID]expected),
+			dedup:     make(map[msg.LogID]map[uint64][]dedupEntry),
 		}
 	}
 	if len(key) == 0 {
@@ -50,6 +58,10 @@ func (l *Ledger) Restore(key, value []byte) error {
 		return l.restoreHead(binary.BigEndian.Uint64(rest), value)
 	case kind == keyProducers && len(rest) == 8:
 		return l.restoreProducers(binary.BigEndian.Uint64(rest), value)
+	case kind == keyDedup && len(rest) == 16:
+		return l.restoreDedup(binary.BigEndian.Uint64(rest), binary.BigEndian.Uint64(rest[8:]), value)
+	case kind == keyHolds && len(rest) == 0:
+		return l.restoreHolds(value)
 	case kind == keyShard && len(rest) == 0:
 		return l.restoreShard(value)
 	case kind == keyDeleted && len(rest) == 8:
@@ -111,7 +123,12 @@ func (l *Ledger) restoreHead(log msg.LogID, value []byte) error {
 	flags := r.u8()
 	g := &logState{id: log, sealed: flags&headSealed != 0, stored: true}
 	raw := r.bytes(r.count(1))
-	producers := r.uv()
+	x := expected{producers: r.uv(), next: r.uv()}
+	window := r.uv()
+	if window > x.next || x.next > offsetMax {
+		r.fail("window of deduplication ids")
+	}
+	x.first = x.next - window
 	lanes := r.count(7)
 	prev := -1
 	for range lanes {
@@ -131,8 +148,8 @@ func (l *Ledger) restoreHead(log msg.LogID, value []byte) error {
 	if err := r.end(); err != nil {
 		return err
 	}
-	if producers > 0 {
-		l.restore.expect[log] = producers
+	if x != (expected{}) {
+		l.restore.expect[log] = x
 	}
 	g.profile = l.profile(raw)
 	l.logs[log] = g
@@ -175,28 +192,27 @@ func (l *Ledger) restoreProducers(log msg.LogID, value []byte) error {
 		return nil
 	}
 	r := decoder{b: value}
-	r.format(formatTable)
-	n := r.count(5)
-	t := &producerTable{last: make(map[uint64]producer, n), stored: true}
-	id := uint64(0)
-	for i := range n {
-		d := r.uv()
-		if i > 0 && d == 0 || id+d < id {
-			r.fail("producer")
-		}
-		id += d
-		epoch := r.uv()
-		p := producer{epoch: uint32(epoch), first: r.uv(), n: r.uv(), off: r.uv()}
-		if epoch > math.MaxUint32 || p.n == 0 || p.first+p.n < p.first || p.off > offsetMax {
-			r.fail("producer")
-		}
-		t.last[id] = p
-	}
+	t := r.producers()
 	if err := r.end(); err != nil {
 		return err
 	}
 	l.restore.producers[log] = t
 	return nil
+}
+
+func (l *Ledger) restoreDedup(log msg.LogID, block uint64, value []byte) error {
+	blocks := l.restore.dedup[log]
+	if blocks == nil {
+		blocks = map[uint64][]dedupEntry{}
+		l.restore.dedup[log] = blocks
+	}
+	if value == nil {
+		delete(blocks, block)
+		return nil
+	}
+	r := decoder{b: value}
+	blocks[block] = r.dedup()
+	return r.end()
 }
 
 func (l *Ledger) restoreShard(value []byte) error {
@@ -261,12 +277,46 @@ func (l *Ledger) RestoreDone() error {
 			return err
 		}
 	}
-	for log, n := range rs.expect {
+	for log, x := range rs.expect {
+		if err := l.attachRepeats(log, x, rs); err != nil {
+			return err
+		}
+	}
+	return l.holdsRestored()
+}
+
+// attachRepeats puts together what a log remembers of its producers and ids.
+func (l *Ledger) attachRepeats(log msg.LogID, x expected, rs *restoring) error {
+	r := &repeats{}
+	l.logs[log].repeats = r
+	if x.producers > 0 {
 		t := rs.producers[log]
-		if t == nil || uint64(len(t.last)) != n {
+		if t == nil || uint64(len(t.byID)) != x.producers {
 			return corrupt("producers of a log")
 		}
-		l.logs[log].producers = t
+		r.producers = *t
+	}
+	t := &r.dedup
+	t.first, t.next = x.first, x.next
+	from, to := x.first/dedupBlockSize, (x.next+dedupBlockSize-1)/dedupBlockSize
+	t.stored = [2]uint64{from, max(from, to)}
+	t.index = map[string]uint64{}
+	for k := from; k < to; k++ {
+		entries := rs.dedup[log][k]
+		if uint64(len(entries)) != min(dedupBlockSize, x.next-k*dedupBlockSize) {
+			return corrupt("deduplication ids of a log")
+		}
+		t.blocks = append(t.blocks, dedupBlock{entries: entries})
+		for i, e := range entries {
+			n := k*dedupBlockSize + uint64(i)
+			if n < x.first {
+				continue
+			}
+			if _, twice := t.index[e.id]; twice {
+				return corrupt("deduplication id twice")
+			}
+			t.index[e.id] = n
+		}
 	}
 	return nil
 }
@@ -365,7 +415,6 @@ func (r *decoder) u8() uint8 {
 	return v
 }
 
-//nolint:unparam // one version per kind of value, of which each is still at its first
 func (r *decoder) format(want uint8) {
 	if r.u8() != want {
 		r.fail("format")
@@ -380,6 +429,14 @@ func (r *decoder) uv() uint64 {
 	}
 	r.b = r.b[n:]
 	return v
+}
+
+func (r *decoder) u32() uint32 {
+	v := r.uv()
+	if v > math.MaxUint32 {
+		r.fail("number")
+	}
+	return uint32(v)
 }
 
 // count reads a number of things of which each takes at least size bytes.

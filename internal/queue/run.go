@@ -93,10 +93,12 @@ func (g *logDispatch) next() (*laneDispatch, batch, GetStatus) {
 		if !ok {
 			continue
 		}
-		if b.first >= ln.ledger.reserved {
-			return ln, b, GetWait
+		if g.reserves {
+			if b.first >= ln.ledger.reserved {
+				return ln, b, GetWait
+			}
+			b.end = min(b.end, ln.ledger.reserved)
 		}
-		b.end = min(b.end, ln.ledger.reserved)
 		return ln, b, GetFound
 	}
 	return nil, batch{}, GetEmpty

@@ -27,6 +27,8 @@ type Result struct {
 	Err error
 	// Outcomes lists the append targets that were not simply appended.
 	Outcomes []Outcome
+	// Refused: a requirement of the submission did not hold, so nothing of it was done.
+	Refused bool
 	// Value is the machine's own answer, e.g. that of a metadata operation.
 	Value any
 }
