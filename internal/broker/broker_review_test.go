@@ -273,3 +273,13 @@ func TestVolatileSpillsAndDelivers(t *testing.T) {
 		}
 	}
 }
+
+// TestIDsOfQueuesAreNotInternal: ids of queues never look like those of the logs that a
+// shard makes for itself.
+func TestIDsOfQueuesAreNotInternal(t *testing.T) {
+	for _, id := range []uint64{1, meta.LocalIDBit - 1, meta.LocalIDBit | 1, 2*meta.LocalIDBit - 1} {
+		if msg.IsInternal(id) {
+			t.Errorf("id %#x of a queue is taken for an internal log's", id)
+		}
+	}
+}

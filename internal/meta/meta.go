@@ -43,8 +43,9 @@ import (
 	"github.com/sluicemq/sluice/internal/route"
 )
 
-// LocalIDBit is set in the log ids of local queues and in no others.
-const LocalIDBit uint64 = 1 << 63
+// LocalIDBit is set in the log ids of local queues and in no others. The two bits above
+// it mark logs that no definition names (msg.IsInternal).
+const LocalIDBit uint64 = 1 << 61
 
 // Op is one of the operations of this package, a closed list. All are encoded by
 // AppendOp.
