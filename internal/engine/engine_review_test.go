@@ -107,7 +107,7 @@ func volatileShard(t *testing.T) (*Shard, *Keeper) {
 		t.Fatal(err)
 	}
 	m := New(Config{Shard: VolatileShard, Volatile: true, Store: st})
-	mem := &memory{m: m}
+	mem := &memory{m: m, now: time.Now}
 	m.Bind(mem)
 	s := &Shard{shard.NewWith(VolatileShard, mem), m}
 	s.Start()
@@ -249,7 +249,7 @@ func TestLateSettlement(t *testing.T) {
 	w := newWaiter()
 	ack := func(c *Consumer, first, n uint64) {
 		s.Settle([]Settled{{Consumer: c, Reason: msg.Acked, Ranges: []msg.Range{{First: first, Count: n}}}}, false, w, 1)
-		if res := w.wait(); res.Err != nil {
+		if res := <-w.ch; res.Err != nil {
 			t.Fatal(res.Err)
 		}
 	}
@@ -261,7 +261,7 @@ func TestLateSettlement(t *testing.T) {
 	}
 	s.Stop()
 	s.Settle(nil, false, w, 1)
-	if res := w.wait(); res.Err == nil {
+	if res := <-w.ch; res.Err == nil {
 		t.Fatal("settled by a shard that has stopped")
 	}
 }

@@ -40,12 +40,15 @@ type Keeper struct {
 		sync.Mutex
 		list []shard.Cut
 	}
-	done     sync.Map // shard id -> index of the durable checkpoint (uint64)
-	cutWake  chan struct{}
-	cutMade  chan struct{}
-	wake     chan struct{}
-	stop     chan struct{}
-	wg       sync.WaitGroup
+	done    sync.Map // shard id -> index of the durable checkpoint (uint64)
+	cutWake chan struct{}
+	cutMade chan struct{}
+	wake    chan struct{}
+	stop    chan struct{}
+	wg      sync.WaitGroup
+	// pause is Stepping's; then jobs counts the calls of run and writeCuts.
+	pause    func(atMost time.Duration) bool
+	jobs     int
 	pressure atomic.Bool
 	scarce   atomic.Int32 // reasons to think that the disk is nearly full
 }
@@ -66,7 +69,48 @@ func (k *Keeper) start() {
 
 func (k *Keeper) close() {
 	close(k.stop)
+	for k.jobs > 0 && k.pause(0) {
+	}
 	k.wg.Wait()
+}
+
+// job runs one of the keeper's two jobs on its caller.
+func (k *Keeper) job(run func()) {
+	k.jobs++
+	defer func() { k.jobs-- }()
+	run()
+}
+
+// wait returns when something was sent on ch, or after d if that is positive; false
+// when the keeper is to end.
+func (k *Keeper) wait(ch <-chan struct{}, d time.Duration) bool {
+	if k.pause != nil {
+		return k.stepped(ch, d)
+	}
+	var after <-chan time.Time
+	if d > 0 {
+		after = time.After(d)
+	}
+	select {
+	case <-ch:
+		return true
+	case <-after:
+		return true
+	case <-k.stop:
+		return false
+	}
+}
+
+// stepped is wait for a keeper that pauses: once, its callers look again.
+func (k *Keeper) stepped(ch <-chan struct{}, d time.Duration) bool {
+	select {
+	case <-ch:
+	case <-k.stop:
+		return false
+	default:
+		return k.pause(d)
+	}
+	return true
 }
 
 func poke(ch chan struct{}) {
@@ -132,22 +176,13 @@ func (k *Keeper) writeCuts() {
 		if len(list) > 0 {
 			continue
 		}
-		select {
-		case <-k.cutWake:
-		case <-k.stop:
+		if !k.wait(k.cutWake, 0) {
 			return
 		}
 	}
 }
 
-func (k *Keeper) sleep(d time.Duration) bool {
-	select {
-	case <-time.After(d):
-		return true
-	case <-k.stop:
-		return false
-	}
-}
+func (k *Keeper) sleep(d time.Duration) bool { return k.wait(nil, d) }
 
 func (k *Keeper) writeCut(c shard.Cut) error {
 	w, err := k.store.BeginCheckpoint(c.Shard)
@@ -178,10 +213,7 @@ func (k *Keeper) run() {
 		k.retireFiles()
 		k.spillVolatile()
 		k.space()
-		select {
-		case <-k.wake:
-		case <-time.After(upkeepEvery):
-		case <-k.stop:
+		if !k.wait(k.wake, upkeepEvery) {
 			return
 		}
 	}
@@ -259,10 +291,7 @@ func (k *Keeper) checkpointed(id uint32, index uint64) error {
 				return failed
 			}
 		}
-		select {
-		case <-k.cutMade:
-		case <-time.After(20 * time.Millisecond):
-		case <-k.stop:
+		if !k.wait(k.cutMade, 20*time.Millisecond) {
 			return ErrStopped
 		}
 	}

@@ -8,10 +8,12 @@ import (
 	"log/slog"
 	"math"
 	"path/filepath"
+	"slices"
 	"sync/atomic"
 	"time"
 
 	"github.com/sluicemq/sluice/internal/msg"
+	"github.com/sluicemq/sluice/internal/queue"
 	"github.com/sluicemq/sluice/internal/shard"
 	"github.com/sluicemq/sluice/internal/store"
 	"github.com/sluicemq/sluice/internal/vfs"
@@ -56,11 +58,34 @@ type NodeConfig struct {
 	// Failed is told, once, when the write-ahead log failed for good: nothing can be
 	// confirmed any more, so the process should end.
 	Failed func(error)
-	// CheckpointBytes is shard.Config's.
-	CheckpointBytes int64
+	// CheckpointBytes and CheckpointEntries are shard.Config's.
+	CheckpointBytes   int64
+	CheckpointEntries uint64
 	// QueueOf names the queue of a log for reports, empty if there is none; for any
 	// goroutine. May be nil.
-	QueueOf func(shard uint32, log msg.LogID) (vhost, queue string)
+	QueueOf  func(shard uint32, log msg.LogID) (vhost, queue string)
+	Replicas Replicas
+	// Stepping, if set, replaces goroutines and clock. The node then runs as its methods
+	// Shards, Upkeep and WriteCuts and its WAL's Step are called.
+	Stepping *Stepping
+}
+
+// Replicas says which nodes hold the same shards; the zero value is this one alone.
+type Replicas struct {
+	Node   uint64   // this one, default 1
+	Voters []uint64 // all, default Node
+	Sender shard.Sender
+}
+
+// Stepping lets one goroutine drive a node over a time of its own, as simulations do.
+type Stepping struct {
+	// Pause is called, over and over, by whoever waits: for a shard's loop, for an
+	// event, or that so much time goes by. It lets others go on. False: give up.
+	Pause     func(atMost time.Duration) bool
+	Now, Wall func() time.Time
+	Salt      uint64 // of a new write-ahead log
+	// Wrap puts something between a shard and its machine; may be nil.
+	Wrap func(shard uint32, m shard.Machine, l *queue.Ledger) shard.Machine
 }
 
 // Node is an open data directory with its shards running.
@@ -74,6 +99,7 @@ type Node struct {
 	queues   []*Shard
 	volatile *Shard
 	link     uint64
+	stepping *Stepping
 	tables   atomic.Pointer[[]*shard.Shard]
 	Recovery *wal.Recovery
 }
@@ -105,7 +131,7 @@ func Open(cfg NodeConfig) (*Node, error) {
 	if err != nil {
 		return nil, fmt.Errorf("data directory %s: %w", cfg.Dir, err)
 	}
-	n := &Node{lock: lock}
+	n := &Node{lock: lock, stepping: cfg.Stepping}
 	if err := n.open(cfg); err != nil {
 		return nil, errors.Join(err, n.closeFiles())
 	}
@@ -134,6 +160,12 @@ func (c *NodeConfig) setDefaults() {
 	if c.Shards == 0 {
 		c.Shards = 2
 	}
+	if c.Replicas.Node == 0 {
+		c.Replicas.Node = 1
+	}
+	if c.Replicas.Voters == nil {
+		c.Replicas.Voters = []uint64{c.Replicas.Node}
+	}
 }
 
 func (n *Node) open(cfg NodeConfig) error {
@@ -149,7 +181,7 @@ func (n *Node) open(cfg NodeConfig) error {
 	if err != nil {
 		return err
 	}
-	n.link = shard.LinkID(1, incarnation)
+	n.link = shard.LinkID(uint32(cfg.Replicas.Node), incarnation)
 	n.aside, err = openQuarantine(cfg.FS, cfg.Dir, cfg.Log)
 	if err != nil {
 		return err
@@ -161,7 +193,7 @@ func (n *Node) open(cfg NodeConfig) error {
 		sp, err := cfg.FS.FreeSpace(cfg.Dir)
 		return int64(min(sp.Free, math.MaxInt64)), err
 	}
-	lg, rec, err := wal.Open(wal.Options{
+	opts := wal.Options{
 		FS: cfg.FS, Dir: filepath.Join(cfg.Dir, "wal"), FileSize: cfg.WALFileBytes,
 		Tables: n.walTables, VerifyPayload: verifyPayload,
 		Events: wal.Events{
@@ -173,7 +205,11 @@ func (n *Node) open(cfg NodeConfig) error {
 			},
 			Failed: cfg.Failed,
 		},
-	})
+	}
+	if s := cfg.Stepping; s != nil {
+		opts.Stepped, opts.Salt, n.keeper.pause = true, s.Salt, s.Pause
+	}
+	lg, rec, err := wal.Open(opts)
 	if err != nil {
 		return err
 	}
@@ -237,9 +273,13 @@ func (n *Node) openShards(cfg NodeConfig, shards int, found *store.Recovery) err
 		n.keeper.all = append(n.keeper.all, sh)
 	}
 	vm := New(Config{Shard: VolatileShard, Volatile: true, Store: n.store, Log: cfg.Log, aside: n.aside})
-	mem := &memory{m: vm}
+	mem := &memory{m: vm, now: time.Now}
 	vm.Bind(mem)
 	n.volatile = &Shard{shard.NewWith(VolatileShard, mem), vm}
+	if s := cfg.Stepping; s != nil {
+		mem.now = s.Wall
+		n.volatile.Stepped(s.Pause)
+	}
 	n.keeper.queues, n.keeper.volatile = n.queues, n.volatile
 	n.tables.Store(&n.keeper.all)
 	return nil
@@ -287,17 +327,30 @@ func (n *Node) openShard(cfg NodeConfig, id uint32, m shard.Machine, loaded func
 			}
 		}
 	}
-	return shard.New(shard.Config{
-		ID: id, Incarnation: 1, Node: 1, Voters: []uint64{1}, Link: n.link, Logger: cfg.Log,
-		Log: n.wal, Machine: m, Checkpoint: n.keeper.take,
+	sc := shard.Config{
+		ID: id, Incarnation: 1, Node: cfg.Replicas.Node, Voters: cfg.Replicas.Voters, Sender: cfg.Replicas.Sender,
+		Link: n.link, Logger: cfg.Log, Log: n.wal, Machine: m, Checkpoint: n.keeper.take,
 		Blocked: func(yes bool) {
 			n.keeper.setScarce(yes)
 			if cfg.Blocked != nil {
 				cfg.Blocked(id, yes)
 			}
 		},
-		CheckpointBytes: cfg.CheckpointBytes,
-	}, r)
+		CheckpointBytes: cfg.CheckpointBytes, CheckpointEntries: cfg.CheckpointEntries,
+	}
+	step := cfg.Stepping
+	if step == nil {
+		return shard.New(sc, r)
+	}
+	sc.Now, sc.Wall = step.Now, step.Wall
+	if em, ok := m.(*Machine); ok && step.Wrap != nil {
+		sc.Machine = step.Wrap(id, m, em.ledger)
+	}
+	sh, err := shard.New(sc, r)
+	if err == nil {
+		sh.Stepped(step.Pause)
+	}
+	return sh, err
 }
 
 func (n *Node) walTables() []wal.ShardState {
@@ -314,6 +367,9 @@ func (n *Node) walTables() []wal.ShardState {
 
 func (n *Node) run() {
 	n.Recovery = nil // holds an index of all entries
+	if n.stepping != nil {
+		return
+	}
 	n.meta.Start()
 	for _, s := range n.queues {
 		s.Start()
@@ -336,6 +392,24 @@ func (s *Shard) awaitLead() {
 		}
 	}
 }
+
+// Shards lists all shards, for a driver to step; the volatile one is the last.
+func (n *Node) Shards() []*shard.Shard {
+	return append(slices.Clone(n.keeper.all), n.volatile.Shard)
+}
+
+// WAL returns the write-ahead log, for a driver to step.
+func (n *Node) WAL() *wal.Log { return n.wal }
+
+// Upkeep keeps the disk in order until the node is closed. A node without goroutines
+// has two jobs that pause: this one, and WriteCuts, which makes checkpoints durable.
+func (n *Node) Upkeep() { n.keeper.job(n.keeper.run) }
+
+// WriteCuts is the other job, see Upkeep.
+func (n *Node) WriteCuts() { n.keeper.job(n.keeper.writeCuts) }
+
+// Link returns the id of the link from this node, in this start, to its shards.
+func (n *Node) Link() uint64 { return n.link }
 
 // Meta returns the metadata shard.
 func (n *Node) Meta() *shard.Shard { return n.meta }

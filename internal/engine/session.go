@@ -331,7 +331,7 @@ func (s *Shard) Purge(log msg.LogID) (n uint64, err error) {
 	if !ok {
 		return 0, ErrStopped
 	}
-	return n, w.wait().Err
+	return n, s.Await(w.ch).Err
 }
 
 // sealReserves ends deliveries and records how far they went. It does not wait for a
@@ -348,11 +348,8 @@ func (s *Shard) sealReserves() {
 	w := newWaiter()
 	s.Submit(shard.Sub{Chunk: b.Finish(), Done: w})
 	for starved := false; !starved; {
-		select {
-		case <-w.ch:
+		if s.AwaitFor(w.ch, starvedEvery) || !s.Call(func() { starved = s.Core().Starved() }) {
 			return
-		case <-time.After(starvedEvery):
-			s.Call(func() { starved = s.Core().Starved() })
 		}
 	}
 }
@@ -374,7 +371,7 @@ func (s *Shard) DoChunk(c *buf.Chunk) (shard.Result, error) { return Do(s.Shard,
 func Do(s *shard.Shard, c *buf.Chunk) (shard.Result, error) {
 	w := newWaiter()
 	s.Submit(shard.Sub{Chunk: c, Done: w})
-	res := w.wait()
+	res := s.Await(w.ch)
 	return res, res.Err
 }
 
@@ -385,5 +382,3 @@ func newWaiter() *waiter { return &waiter{make(chan shard.Result, 1)} }
 
 // Completed implements shard.Completer.
 func (w *waiter) Completed(_ uint32, _ uint64, res shard.Result) { w.ch <- res }
-
-func (w *waiter) wait() shard.Result { return <-w.ch }

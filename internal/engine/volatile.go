@@ -13,6 +13,7 @@ type memory struct {
 	m       *Machine
 	queue   []shard.Sub
 	builder msg.Builder
+	now     func() time.Time
 	index   uint64
 }
 
@@ -45,7 +46,7 @@ func (v *memory) apply(s shard.Sub) {
 	res := shard.Result{Err: err}
 	if err == nil {
 		res = v.m.Apply(&shard.Command{
-			Index: v.index, TimeMS: time.Now().UnixMilli(), Sub: sub, Chunk: s.Chunk, Local: true,
+			Index: v.index, TimeMS: v.now().UnixMilli(), Sub: sub, Chunk: s.Chunk, Local: true,
 		})
 	}
 	s.Finish(v.m.id, res)

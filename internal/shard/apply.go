@@ -81,6 +81,14 @@ func (c *Core) applyEntry(e *pb.Entry) error {
 	return nil
 }
 
+// wall reads the wall clock in ms since 1970.
+func (c *Core) wall() int64 {
+	if c.cfg.Wall != nil {
+		return c.cfg.Wall().UnixMilli()
+	}
+	return c.cfg.Now().UnixMilli()
+}
+
 // beginTerm is called when the first entry of the own term has been applied: the
 // ledger is now current, and leading begins.
 func (c *Core) beginTerm() {
@@ -92,7 +100,7 @@ func (c *Core) beginTerm() {
 	}
 	c.pending.startAfter(c.links.last[c.cfg.Link])
 	c.pending.rewind(c.cfg.Now())
-	c.clock.begin(c.timeMS, c.cfg.Now())
+	c.clock.begin(c.timeMS, c.cfg.Now(), c.wall())
 	c.cfg.Machine.Lead(c.term)
 }
 

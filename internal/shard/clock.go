@@ -16,19 +16,20 @@ type clock struct {
 	at   time.Time     // when last was read, with the monotonic reading
 }
 
-// begin starts the clock for a term; last is the shard time of the last applied batch.
-func (c *clock) begin(last int64, now time.Time) {
-	c.last, c.rest, c.at = max(last, now.UnixMilli()), 0, now
+// begin starts the clock for a term; last is the shard time of the last applied batch,
+// wall what the wall clock says, in ms since 1970.
+func (c *clock) begin(last int64, now time.Time, wall int64) {
+	c.last, c.rest, c.at = max(last, wall), 0, now
 }
 
 // read advances the clock to now and returns shard time in ms since 1970.
-func (c *clock) read(now time.Time) int64 {
+func (c *clock) read(now time.Time, wall int64) int64 {
 	passed := now.Sub(c.at) // monotonic where now carries it
 	if passed <= 0 {
 		return c.last
 	}
 	c.at = now
-	off := time.Duration(now.UnixMilli()-c.last) * time.Millisecond // wall ahead of us, after passed
+	off := time.Duration(wall-c.last) * time.Millisecond // wall ahead of us, after passed
 	limit := time.Duration(float64(passed) * slewMax)
 	step := passed + min(max(off-passed, -limit), limit) + c.rest
 	ms := step / time.Millisecond

@@ -76,6 +76,8 @@ type Config struct {
 	Sender      Sender           // nil with one voter
 	Logger      *slog.Logger     // default slog.Default()
 	Now         func() time.Time // default time.Now
+	// Wall is the wall clock, if Now isn't to be taken for it.
+	Wall func() time.Time
 	// Post hands a function to the owner of the Core, from any goroutine.
 	Post func(func())
 	// PostHere is Post for the answer to a small write: it may run the function, and

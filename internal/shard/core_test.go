@@ -473,24 +473,24 @@ func TestFullDiskHoldsAndRecovers(t *testing.T) {
 func TestClockSlewsAndNeverGoesBack(t *testing.T) {
 	base := time.Now()
 	var k clock
-	k.begin(0, base)
+	k.begin(0, base, base.UnixMilli())
 	start := k.last
 	at := base
 	// A wall clock an hour behind: time goes on, a little slower.
 	for range 1000 {
 		at = at.Add(time.Millisecond)
 		before := k.last
-		if got := k.read(at); got < before {
+		if got := k.read(at, at.UnixMilli()); got < before {
 			t.Fatal("went back")
 		}
 	}
 	if d := k.last - start; d < 940 || d > 1060 {
 		t.Fatalf("1 s took %d ms of shard time", d)
 	}
-	k.begin(start+3_600_000, at) // the last batch was an hour ahead
+	k.begin(start+3_600_000, at, at.UnixMilli()) // the last batch was an hour ahead
 	from := k.last
 	at = at.Add(10 * time.Second)
-	if d := k.read(at) - from; d < 9_400 || d > 9_600 {
+	if d := k.read(at, at.UnixMilli()) - from; d < 9_400 || d > 9_600 {
 		t.Fatalf("10 s ahead of the wall took %d ms", d)
 	}
 }

@@ -44,6 +44,8 @@ type Shard struct {
 	}
 	wake chan struct{}
 	done chan struct{}
+	// pause is how others wait for a shard without a loop, see Stepped.
+	pause func(atMost time.Duration) bool
 
 	bytes  atomic.Int64 // of submissions not applied
 	room   chan struct{}
@@ -187,9 +189,75 @@ func (s *Shard) Post(fn func()) bool {
 	return !stopped
 }
 
+// Stepped says that nobody calls Start: the owner calls Step, and who waits for the
+// shard calls pause over and over, which lets the owner go on for a while; false: give
+// up. Called once, before anything else.
+func (s *Shard) Stepped(pause func(atMost time.Duration) bool) { s.pause = pause }
+
+// Step is one round of the loop, without its timers. It returns true when it should be
+// called again without waiting for input.
+func (s *Shard) Step() (more bool) {
+	if s.stopped() {
+		return false
+	}
+	more, stop := s.step(false)
+	if stop {
+		close(s.done)
+	}
+	return more
+}
+
+// await waits for a shard without a loop until something has happened.
+func (s *Shard) await(happened func() bool) bool {
+	for !happened() {
+		if s.stopped() || !s.pause(0) {
+			return false
+		}
+	}
+	return true
+}
+
+// Await returns the first result that is sent on ch: of a submission's Completer.
+func (s *Shard) Await(ch <-chan Result) (res Result) {
+	if s.pause == nil {
+		return <-ch
+	}
+	if !s.await(func() bool { return arrived(ch, &res) }) {
+		res.Err = ErrStopped
+	}
+	return res
+}
+
+func arrived(ch <-chan Result, res *Result) bool {
+	select {
+	case *res = <-ch:
+		return true
+	default:
+		return false
+	}
+}
+
+// AwaitFor waits for a result, but not longer than d, and says whether there was one.
+func (s *Shard) AwaitFor(ch <-chan Result, d time.Duration) bool {
+	var res Result
+	if s.pause != nil {
+		return arrived(ch, &res) || s.pause(d) && arrived(ch, &res)
+	}
+	select {
+	case <-ch:
+		return true
+	case <-time.After(d):
+		return false
+	}
+}
+
 // Call runs fn on the loop and waits for it; false when the shard has stopped. Never
 // call it from the loop.
 func (s *Shard) Call(fn func()) bool {
+	if s.pause != nil {
+		ran := false
+		return s.Post(func() { fn(); ran = true }) && s.await(func() bool { return ran })
+	}
 	ran := make(chan struct{})
 	s.Post(func() { fn(); close(ran) })
 	select {
@@ -229,6 +297,10 @@ func (s *Shard) Stop() {
 	s.in.stop = true
 	s.in.Unlock()
 	s.kick()
+	if s.pause != nil {
+		s.Step()
+		return
+	}
 	<-s.done
 }
 
@@ -280,7 +352,9 @@ func (s *Shard) step(elsewhere bool) (more, stop bool) {
 		s.turner.Stop()
 		return false, true
 	}
-	s.nextTick = s.tick(s.nextTick)
+	if s.pause == nil {
+		s.nextTick = s.tick(s.nextTick)
+	}
 	more = s.turner.Turn()
 	s.publishTable()
 	s.signalRoom()
@@ -297,7 +371,7 @@ func (s *Shard) postHere(fn func()) {
 		s.in.calls = append(s.in.calls, fn)
 	}
 	s.in.Unlock()
-	if stop || !s.turn.TryLock() {
+	if stop || s.pause != nil || !s.turn.TryLock() {
 		s.kick()
 		return
 	}

@@ -94,7 +94,7 @@ func (c *Core) addOffers(room func(bytes int) bool, add func(msg.Part, *buf.Chun
 func (c *Core) proposeBatch(parts []msg.Part, chunks []*buf.Chunk) {
 	c.gen++
 	p := &payload{chunks: chunks, refs: 1}
-	p.header = msg.AppendBatchHeader(make([]byte, 0, msg.BatchHeaderLen(len(parts))), c.clock.read(c.cfg.Now()), c.gen, parts)
+	p.header = msg.AppendBatchHeader(make([]byte, 0, msg.BatchHeaderLen(len(parts))), c.clock.read(c.cfg.Now(), c.wall()), c.gen, parts)
 	p.crc = msg.CRC(p.header)
 	p.vec = append(make([][]byte, 0, len(parts)+1), p.header)
 	p.size = len(p.header)

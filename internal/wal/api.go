@@ -163,6 +163,12 @@ type Options struct {
 	// Events are hooks for logging and metrics.
 	Events Events
 
+	// Stepped leaves the writing to calls of Step: the log has no goroutine of its own,
+	// and its owner decides when what happens.
+	Stepped bool
+	// Salt is the seed of a new log's checksums; 0: drawn at random.
+	Salt uint64
+
 	// inline makes the writer goroutine do the maintenance between groups, so that
 	// tests have one order of operations.
 	inline bool

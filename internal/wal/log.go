@@ -52,6 +52,7 @@ func (o Options) withDefaults() (Options, error) {
 	if o.VerifyPayload == nil {
 		o.VerifyPayload = verifyCRC32C
 	}
+	o.inline = o.inline || o.Stepped
 	switch {
 	case o.FS == nil || o.Dir == "":
 		return o, fmt.Errorf("%w: no file system or directory", ErrInvalid)
@@ -144,6 +145,21 @@ func (l *Log) run() {
 		}
 	}
 }
+
+// Step does the maintenance that is due and writes one round of what was submitted: for
+// the owner of a log that is Stepped. It reports whether there was a round.
+func (l *Log) Step() bool {
+	_ = l.tendOnce() // MaintenanceFailed has it
+	batch, _ := l.take(nil)
+	if len(batch) > 0 {
+		l.w.process(batch)
+	}
+	return len(batch) > 0
+}
+
+// Idle writes the sealing group that is due, as a log that isn't Stepped does after
+// Options.IdleSeal.
+func (l *Log) Idle() { l.w.idle() }
 
 // tend is the maintenance goroutine.
 func (l *Log) tend() {
@@ -313,6 +329,11 @@ func (l *Log) Close() error {
 		return nil
 	}
 	signal(l.wake)
+	if l.opts.Stepped {
+		for l.Step() {
+		}
+		l.w.close()
+	}
 	l.writing.Wait()
 	close(l.stop)
 	l.tending.Wait()

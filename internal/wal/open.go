@@ -1,6 +1,7 @@
 package wal
 
 import (
+	"cmp"
 	"fmt"
 	"math/rand/v2"
 	"path/filepath"
@@ -38,6 +39,9 @@ func Open(opts Options) (*Log, *Recovery, error) {
 	}
 	for _, f := range s.files {
 		rec.seqs = append(rec.seqs, f.seq)
+	}
+	if opts.Stepped {
+		return l, rec, nil
 	}
 	l.writing.Add(1)
 	go l.run()
@@ -85,7 +89,7 @@ func (l *Log) recover() (*scan, error) {
 	w := &l.w
 	w.tracks = recoveredTracks(s.index)
 	w.groupSeq, w.nextSeq = max(s.nextGroup, 1), 1
-	for w.salt = s.salt; w.salt == 0; w.salt = rand.Uint64() {
+	for w.salt = cmp.Or(s.salt, l.opts.Salt); w.salt == 0; w.salt = rand.Uint64() {
 	}
 	w.finished = true
 	if n := len(s.files); n > 0 {
