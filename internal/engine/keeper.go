@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"log/slog"
@@ -104,13 +105,16 @@ func (k *Keeper) wait(ch <-chan struct{}, d time.Duration) bool {
 // stepped is wait for a keeper that pauses: once, its callers look again.
 func (k *Keeper) stepped(ch <-chan struct{}, d time.Duration) bool {
 	select {
-	case <-ch:
 	case <-k.stop:
 		return false
 	default:
-		return k.pause(d)
 	}
-	return true
+	select {
+	case <-ch:
+		return true
+	default:
+		return k.pause(cmp.Or(d, upkeepEvery))
+	}
 }
 
 func poke(ch chan struct{}) {
@@ -247,14 +251,22 @@ func (k *Keeper) retireFiles() {
 
 // retire makes a file superfluous: survivors to segments, a checkpoint over it, raft's
 // entries forgotten. Then it is released.
+//
+// What the log says of the file's entries isn't asked for what has to be flushed: after a
+// restart it knows none that a checkpoint covers, but the messages still lie there.
 func (k *Keeper) retire(f wal.SealedFile) error {
-	for _, r := range f.Shards {
-		for _, s := range k.queues {
-			if s.ID() == r.Shard {
-				if err := k.flush(s, f.Seq, r.Last); err != nil {
-					return err
-				}
+	for _, s := range k.queues {
+		last := uint64(0)
+		for _, r := range f.Shards {
+			if r.Shard == s.ID() {
+				last = r.Last
 			}
+		}
+		if from, to := s.m.tail.span(f.Seq); last == 0 && from == to {
+			continue
+		}
+		if err := k.flush(s, f.Seq, last); err != nil {
+			return err
 		}
 	}
 	for _, r := range f.Shards {

@@ -38,7 +38,7 @@ type NodeConfig struct {
 	Dir    string
 	Log    *slog.Logger  // default slog.Default()
 	Shards int           // number of durable shards at first start; fixed from then on
-	Meta   shard.Machine // the machine of shard 0
+	Meta   shard.Machine // the machine of shard 0, which is left out without one
 	// MetaLoaded is called when Meta holds its checkpoint, before the WAL is replayed.
 	MetaLoaded func() error
 	// WALFileBytes and WALFiles size the write-ahead log: files of so many bytes, of
@@ -83,7 +83,8 @@ type Stepping struct {
 	// event, or that so much time goes by. It lets others go on. False: give up.
 	Pause     func(atMost time.Duration) bool
 	Now, Wall func() time.Time
-	Salt      uint64 // of a new write-ahead log
+	Salt      uint64        // of a new write-ahead log
+	Store     store.Options // sizes; FS and Dir are the node's
 	// Wrap puts something between a shard and its machine; may be nil.
 	Wrap func(shard uint32, m shard.Machine, l *queue.Ledger) shard.Machine
 }
@@ -169,7 +170,12 @@ func (c *NodeConfig) setDefaults() {
 }
 
 func (n *Node) open(cfg NodeConfig) error {
-	st, found, err := store.Open(store.Options{FS: cfg.FS, Dir: cfg.Dir})
+	so := store.Options{}
+	if cfg.Stepping != nil {
+		so = cfg.Stepping.Store
+	}
+	so.FS, so.Dir = cfg.FS, cfg.Dir
+	st, found, err := store.Open(so)
 	if err != nil {
 		return err
 	}
@@ -255,12 +261,14 @@ func (n *Node) openShards(cfg NodeConfig, shards int, found *store.Recovery) err
 	for _, s := range found.Shards {
 		runs[s.Shard] = s.Runs
 	}
-	meta, err := n.openShard(cfg, MetaShard, cfg.Meta, cfg.MetaLoaded)
-	if err != nil {
-		return err
+	if cfg.Meta != nil {
+		meta, err := n.openShard(cfg, MetaShard, cfg.Meta, cfg.MetaLoaded)
+		if err != nil {
+			return err
+		}
+		n.meta = meta
+		n.keeper.all = append(n.keeper.all, meta)
 	}
-	n.meta = meta
-	n.keeper.all = append(n.keeper.all, meta)
 	for id := uint32(1); id <= uint32(shards); id++ {
 		m := New(Config{Shard: id, Store: n.store, WAL: n.wal, Log: cfg.Log, aside: n.aside, TailCache: cfg.TailCache})
 		sh, err := n.openShard(cfg, id, m, func() error { return m.RestoreDone(runs[id]) })
@@ -370,7 +378,9 @@ func (n *Node) run() {
 	if n.stepping != nil {
 		return
 	}
-	n.meta.Start()
+	if n.meta != nil {
+		n.meta.Start()
+	}
 	for _, s := range n.queues {
 		s.Start()
 	}
@@ -451,7 +461,9 @@ func (n *Node) Close() error {
 		s.Stop()
 	}
 	n.volatile.Stop()
-	n.meta.Stop()
+	if n.meta != nil {
+		n.meta.Stop()
+	}
 	return n.closeFiles()
 }
 

@@ -5,10 +5,12 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"slices"
 	"time"
 
 	"go.etcd.io/raft/v3"
 	pb "go.etcd.io/raft/v3/raftpb"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/sluicemq/sluice/internal/msg"
 	"github.com/sluicemq/sluice/internal/wal"
@@ -45,6 +47,14 @@ type Sender interface {
 type Outgoing struct {
 	Msg    *pb.Message
 	Bodies []Body // one per entry of Msg
+}
+
+// To returns the replica that the message is for.
+func (o Outgoing) To() uint64 { return o.Msg.GetTo() }
+
+// Clone returns a copy that shares nothing with the sender but the bytes of bodies.
+func (o Outgoing) Clone() Outgoing {
+	return Outgoing{Msg: proto.Clone(o.Msg).(*pb.Message), Bodies: slices.Clone(o.Bodies)}
 }
 
 // Body is an entry's payload: in memory, or in the WAL at Pos when Bytes is nil.
@@ -427,6 +437,17 @@ func (c *Core) Failed() error { return c.failed }
 
 // Applied returns the index of the last applied entry.
 func (c *Core) Applied() uint64 { return c.applied }
+
+// Quiet reports whether nothing is on its way: no submission of this node, no write.
+func (c *Core) Quiet() bool {
+	return c.pending.len() == 0 && len(c.retry) == 0 && c.writing == 0 && c.applied == c.log.last()
+}
+
+// Describe says in one line how far the shard is, for people.
+func (c *Core) Describe() string {
+	return fmt.Sprintf("lead %d first %d durable %d last %d pending %d retry %d writing %d inflight %d",
+		c.lead, c.log.first, c.durable, c.log.last(), c.pending.len(), len(c.retry), c.writing, c.inflight)
+}
 
 // Term returns the current raft term and whether this node leads it.
 func (c *Core) Term() (term uint64, leading bool) { return c.term, c.leading }

@@ -393,12 +393,18 @@ func (s *Shard) tick(next time.Time) time.Time {
 	if now.Before(next) {
 		return next
 	}
+	s.Tick()
+	return now.Add(TickEvery)
+}
+
+// Tick advances raft's timers and tries refused writes again. Called by the loop, or by
+// the owner of a shard that is Stepped.
+func (s *Shard) Tick() {
 	if s.ticks {
 		s.core.Tick()
 	} else {
 		s.core.Retry()
 	}
-	return now.Add(TickEvery)
 }
 
 func (s *Shard) ticking() bool { return s.core != nil && (s.ticks || s.core.Starved()) }
