@@ -5,10 +5,13 @@ BIN := .bin
 LINT_VERSION := $(shell sed -n 's/.*golangci-lint\/v2 \(v[^ ]*\).*/\1/p' tools/go.mod | head -n 1)
 LINT := $(BIN)/golangci-lint-$(LINT_VERSION)
 
-# How long each fuzz target runs, how often torture kills the broker, and which
-# broker the interop programs meet (empty: a sluice of their own).
+# How long each fuzz target runs, how often torture kills the broker, how many seeds
+# are simulated (or which one, with what happens in it), and which broker the
+# interop programs meet (empty: a sluice of their own).
 FUZZTIME ?= 10s
 KILLS ?= 30
+SEEDS ?= 200
+SEED ?=
 AMQP_URL ?=
 
 .DEFAULT_GOAL := help
@@ -50,6 +53,10 @@ interop: ## unmodified clients in Go, Python and Node, and the code of the docum
 .PHONY: torture
 torture: ## kill the broker KILLS times (30) under load, check what it promised
 	$(GO) run ./internal/torture/cmd/torture -kills $(KILLS)
+
+.PHONY: sim
+sim: ## simulate SEEDS runs (200) of clusters with faults, or the one of SEED with KIND
+	$(GO) run ./internal/sim/cmd/sim $(if $(SEED),-seed $(SEED) -v,-seeds $(SEEDS)) $(if $(KIND),-kind $(KIND))
 
 .PHONY: compare-amqp
 compare-amqp: ## sluice and RabbitMQ in turns under the same load; installs RabbitMQ from Debian

@@ -56,7 +56,10 @@ func TestRetireAfterRestarts(t *testing.T) {
 	s := n.Queues()[0]
 	u := newUser(s, queue.Consumer{Log: 1})
 	var d queue.Delivery
-	s.Call(func() { d = queue.Delivery{Consumer: &u.c.Consumer, Log: 1, Count: 1}; d.Src, _, _ = s.m.Locate(1, 0, 0, 1) })
+	s.Call(func() {
+		d = queue.Delivery{Consumer: &u.c.Consumer, Log: 1, Count: 1}
+		d.Src, _, _ = s.m.Locate(1, 0, 0, 1)
+	})
 	var r Reader
 	defer r.Close()
 	found := 0

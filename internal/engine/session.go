@@ -258,13 +258,13 @@ type get struct {
 	token uint64
 }
 
-// Get asks for one message for c; the answer comes through its Sink.
+// Get asks for one message for c; the answer comes through its Sink, from Drive, which
+// is only called while the lease holds.
 func (s *Shard) Get(c *Consumer, token uint64) {
 	s.Post(func() {
 		p, _ := s.m.ledger.Profile(c.Log)
 		c.counts = p.CountDeliveries
 		s.m.waitingGets = append(s.m.waitingGets, &get{c, token})
-		s.m.tryGets()
 	})
 }
 

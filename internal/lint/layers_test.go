@@ -30,6 +30,10 @@ var layers = []layer{
 		"internal/buf", "internal/msg", "internal/queue", "internal/shard", "internal/store",
 		"internal/vfs", "internal/wal",
 	}},
+	{path: "internal/sim", sees: []string{
+		"internal/engine", "internal/msg", "internal/queue", "internal/shard", "internal/store", "internal/vfs",
+	}},
+	{path: "internal/sim/cmd/sim", sees: []string{"internal/sim"}},
 	{path: "internal/broker", sees: []string{
 		"internal/berr", "internal/engine", "internal/meta", "internal/msg", "internal/queue",
 		"internal/route", "internal/shard", "internal/vfs",

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"time"
 
 	"github.com/sluicemq/sluice/internal/engine"
 	"github.com/sluicemq/sluice/internal/msg"
@@ -32,6 +33,7 @@ import (
 type Violation struct {
 	Kind string
 	Text string
+	At   time.Duration
 	About
 }
 
@@ -43,7 +45,7 @@ type About struct {
 }
 
 func (v *Violation) Error() string {
-	s := fmt.Sprintf("%s: %s", v.Kind, v.Text)
+	s := fmt.Sprintf("%s at %.6f s: %s", v.Kind, v.At.Seconds(), v.Text)
 	if v.Log != 0 {
 		s += fmt.Sprintf(" (log %d, offset %d, message %d)", v.Log, v.Offset, v.Message)
 	}
@@ -123,7 +125,9 @@ func (c *checker) fail(kind, format string, args ...any) { c.failAbout(About{}, 
 
 func (c *checker) failAbout(a About, kind, format string, args ...any) {
 	if c.found == nil {
-		c.found = &Violation{Kind: kind, Text: fmt.Sprintf(format, args...), About: a}
+		c.found = &Violation{Kind: kind, Text: fmt.Sprintf(format, args...), About: a, At: c.w.now}
+		c.w.say("found: %v", c.found)
+		c.w.say("%s", c.w.describe())
 	}
 }
 

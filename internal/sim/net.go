@@ -123,3 +123,12 @@ func (nw *network) split() {
 }
 
 func (nw *network) heal() { clear(nw.blocked) }
+
+// Missing implements shard.Sender. The upper half of a link's id is its node.
+func (p port) Missing(id uint32, link, term, want uint64) {
+	p.n.w.net.carry(p, int(link>>32)-1, nil, func(to *node) {
+		if to.eng.Link() == link {
+			to.receive(id, func(s *shard.Shard) { s.Missing(term, want) })
+		}
+	})
+}

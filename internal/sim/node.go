@@ -56,7 +56,7 @@ func (n *node) pause(inc int) func(time.Duration) bool {
 			return false
 		}
 		n.kick()
-		d := n.w.between(0, 60*time.Microsecond)
+		d := n.w.between(20*time.Microsecond, 300*time.Microsecond)
 		if atMost > 0 {
 			d = n.w.between(atMost/8, atMost)
 		}

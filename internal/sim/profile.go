@@ -31,12 +31,12 @@ type Profile struct {
 
 // Names of kinds of runs.
 const (
-	Mixed     = "mixed"     // each fault with a chance of its own
-	Single    = "single"    // one node
-	Net       = "net"       // three or five nodes, the network and stalls alone
-	Disk      = "disk"      // power cuts, kills, slow and full disks
-	Peaceful  = "peaceful"  // no fault at all
-	oneSecond = time.Second // for the tables below
+	Mixed    = "mixed"    // each fault with a chance of its own
+	Single   = "single"   // one node
+	Net      = "net"      // three or five nodes, the network and stalls alone
+	Disk     = "disk"     // power cuts, kills, slow and full disks
+	Peaceful = "peaceful" // no fault at all
+
 )
 
 // Kinds lists the names that ProfileOf knows.
@@ -48,7 +48,7 @@ func ProfileOf(kind string, rng *rand.Rand) Profile {
 	p := Profile{
 		Nodes: pick(1, 3, 3, 3, 5), Shards: pick(1, 1, 2), Publishers: 1 + rng.IntN(3), Consumers: 1 + rng.IntN(4),
 		Burst: pick(1, 3, 10), Pause: time.Duration(pick(10, 40, 150)) * time.Millisecond, BodyMax: 8 << 10,
-		Duration: time.Duration(5+rng.IntN(15)) * oneSecond,
+		Duration: time.Duration(5+rng.IntN(15)) * time.Second,
 		WALFile:  int64(pick(64, 128)) << 10, WALFiles: pick(1, 2, 4), Segment: int64(pick(32, 128)) << 10,
 		TailCache: int64(pick(1, 64, 1024)) << 10, CheckpointEntries: uint64(pick(20, 100, 1000)),
 		Drift: 0.01 * rng.Float64(), DownFor: time.Duration(pick(100, 1000, 4000)) * time.Millisecond,

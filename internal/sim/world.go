@@ -413,5 +413,7 @@ func (s *session) takeAll(p *proc) (left bool) {
 	return give
 }
 
-var _ engine.Sink = (*session)(nil)
-var _ shard.Completer = (*batch)(nil)
+var (
+	_ engine.Sink     = (*session)(nil)
+	_ shard.Completer = (*batch)(nil)
+)

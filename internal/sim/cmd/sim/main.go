@@ -56,7 +56,7 @@ func run(first, seeds uint64, kind string, most time.Duration, verbose bool) boo
 		}
 		failed++
 		fmt.Fprintf(os.Stdout, "seed %d (%s): %v\n  again: %s\n", r.Seed, r.Kind, r.Found, r.Replay())
-		if verbose && r.Found.About != (sim.About{}) {
+		if r.Found.About != (sim.About{}) {
 			w := sim.New(seed, k)
 			w.Say, w.Watch = say, r.Found.About
 			w.Run()
