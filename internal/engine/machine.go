@@ -245,7 +245,7 @@ func (m *Machine) settle(log msg.LogID, n uint8, r msg.Range, why msg.Reason) {
 	}
 	newly := m.ledger.Settle(log, n, r, why)
 	if m.leading {
-		m.dispatch.Settled(log, n, newly)
+		m.dispatch.Settled(log, n, r, newly)
 	}
 	if l != nil {
 		l.trim(ln.Low(), m.unref)
@@ -321,7 +321,7 @@ func (m *Machine) applyDelete(log msg.LogID) {
 func (m *Machine) Lead(uint64) {
 	m.leading = true
 	clear(m.returns)
-	m.dispatch.Start()
+	m.dispatch.Start(false)
 }
 
 // Follow implements shard.Machine.

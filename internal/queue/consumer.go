@@ -157,6 +157,7 @@ type Delivery struct {
 type Counts struct {
 	Ready     uint64 // may be delivered
 	Unacked   uint64 // in flight
+	Unclaimed uint64 // during a gathering: in flight or ready, that isn't known yet
 	Consumers int
 }
 
@@ -174,6 +175,7 @@ const (
 	GetEmpty GetStatus = iota // nothing is ready
 	GetFound                  // the delivery is valid
 	// GetWait: a message is ready but its offset isn't reserved. WantReserve reports
-	// the lane; call Get again after Reserved was called for it.
+	// the lane; call Get again after Reserved was called for it. Or there may be one, once
+	// the gathering has ended.
 	GetWait
 )

@@ -18,6 +18,8 @@ type Dispatch struct {
 	active struct{ first, last *logDispatch } // logs that may have work, in turn
 	wants  []*laneDispatch                    // to be reported by WantReserve
 	out    Delivery                           // scratch
+
+	gathering bool // see gather.go
 }
 
 // logDispatch is made when a consumer attaches or something is delivered, and stays
@@ -40,15 +42,17 @@ type logDispatch struct {
 // NewDispatch returns a dispatch over l, started.
 func NewDispatch(l *Ledger, loc Locator) *Dispatch {
 	d := &Dispatch{ledger: l, loc: loc}
-	d.Start()
+	d.Start(false)
 	return d
 }
 
-// Start begins a term: all consumers and what was in flight are forgotten, everything
-// unsettled is ready. What is below its lane's reserved mark now will be flagged as
-// redelivered.
-func (d *Dispatch) Start() {
+// Start begins a term: all consumers and what was in flight are forgotten. What is below
+// its lane's reserved mark now will be flagged as redelivered. Everything unsettled is
+// ready; with gather, what is below the mark waits for EndGather, since consumers of the
+// last term may come back for it.
+func (d *Dispatch) Start(gather bool) {
 	d.term++
+	d.gathering = gather
 	d.logs = make(map[msg.LogID]*logDispatch)
 	d.active.first, d.active.last = nil, nil
 	d.wants = nil
@@ -62,7 +66,7 @@ func (d *Dispatch) log(id msg.LogID) *logDispatch {
 		g = &logDispatch{id: id, reserves: !p.Unreserved}
 		g.lanes = g.one[:0]
 		d.ledger.Lanes(id, func(number uint8, n *Lane) bool {
-			g.addLane(number, n, d.ledger.heldIn(id, number))
+			g.addLane(number, n, d.ledger.heldIn(id, number), d.gathering)
 			return true
 		})
 		d.logs[id] = g
@@ -72,7 +76,7 @@ func (d *Dispatch) log(id msg.LogID) *logDispatch {
 
 // addLane adds the state of a lane from which nothing has been delivered in this term.
 // held is what transactions hold of it, or nil.
-func (g *logDispatch) addLane(number uint8, n *Lane, held *Set) {
+func (g *logDispatch) addLane(number uint8, n *Lane, held *Set, gather bool) {
 	ln := &g.lane0
 	if number != 0 {
 		ln = new(laneDispatch)
@@ -80,6 +84,9 @@ func (g *logDispatch) addLane(number uint8, n *Lane, held *Set) {
 	*ln = laneDispatch{number: number, log: g, ledger: n, head: n.low, mark: n.reserved, window: ReserveWindow, held: held}
 	if held != nil {
 		ln.leaving = held.count
+	}
+	if gather {
+		ln.gather()
 	}
 	g.lanes = append(g.lanes, ln)
 	for i := len(g.lanes) - 1; i > 0 && g.lanes[i-1].number < number; i-- {
@@ -147,8 +154,16 @@ func (d *Dispatch) join(c *Consumer) {
 }
 
 // Attach adds a consumer to its log. The error is ErrUnknownLog, ErrAttached,
-// ErrExclusive or ErrInUse.
+// ErrExclusive or ErrInUse; or ErrGathering, since the one who comes back may be
+// exclusive.
 func (d *Dispatch) Attach(c *Consumer) error {
+	if d.gathering && d.ledger.Has(c.Log) {
+		return ErrGathering
+	}
+	return d.attach(c)
+}
+
+func (d *Dispatch) attach(c *Consumer) error {
 	d.join(c)
 	if c.at != nil {
 		return ErrAttached
@@ -243,12 +258,16 @@ func (d *Dispatch) Return(c *Consumer, log msg.LogID, lane uint8, ranges []msg.R
 	d.free(c, n)
 }
 
-// Settled tells that the ledger settled newly messages of a lane (what Ledger.Settle
+// Settled tells that the ledger settled r, newly messages of it (what Ledger.Settle
 // returned), for whatever reason.
-func (d *Dispatch) Settled(log msg.LogID, lane uint8, newly uint64) {
+func (d *Dispatch) Settled(log msg.LogID, lane uint8, r msg.Range, newly uint64) {
 	ln := d.lane(log, lane)
 	if ln == nil {
 		return
+	}
+	if ln.unclaimed.count > 0 {
+		newly -= ln.unclaimed.RemoveRange(r.First, rangeEnd(r))
+		d.activate(ln.log) // it may have been blocked by these
 	}
 	ln.leaving -= min(newly, ln.leaving)
 	if ln.holds() { // what is left of it is leaving still
@@ -268,12 +287,15 @@ func (d *Dispatch) Settled(log msg.LogID, lane uint8, newly uint64) {
 // Appended tells that n messages were appended to a lane, from first on.
 func (d *Dispatch) Appended(log msg.LogID, lane uint8, first msg.Offset, n uint64) {
 	g := d.logs[log]
+	if g == nil && d.gathering && n > 0 {
+		g = d.gatherBefore(log, lane, first)
+	}
 	if g == nil || n == 0 {
 		return
 	}
 	if first == 0 && g.lane(lane) == nil {
 		if led, ok := d.ledger.Lane(log, lane); ok {
-			g.addLane(lane, led, nil)
+			g.addLane(lane, led, nil, d.gathering)
 		}
 	}
 	d.activate(g)
@@ -295,7 +317,8 @@ func (d *Dispatch) Hold(log msg.LogID, lane uint8, ranges []msg.Range) {
 	}
 }
 
-// HoldAll hides all that is ready in a log, for a purge, until Settled or Release.
+// HoldAll hides all that is ready in a log, for a purge, until Settled or Release. What is
+// unclaimed stays.
 func (d *Dispatch) HoldAll(log msg.LogID) (held []Held) {
 	g := d.log(log)
 	if g == nil {
@@ -312,11 +335,20 @@ func (d *Dispatch) HoldAll(log msg.LogID) (held []Held) {
 // Release makes held messages ready again, when their settlement is given up.
 func (d *Dispatch) Release(log msg.LogID, lane uint8, ranges []msg.Range) {
 	ln := d.lane(log, lane)
-	if ln == nil {
+	switch {
+	case ln != nil:
+		for _, r := range ranges {
+			ln.leaving -= min(r.Count, ln.leaving)
+		}
+	case d.gathering:
+		if ln = d.laneOf(log, lane); ln == nil {
+			return
+		}
+		for _, r := range ranges { // made too late to know of the hold
+			ln.unclaimed.RemoveRange(r.First, rangeEnd(r))
+		}
+	default:
 		return
-	}
-	for _, r := range ranges {
-		ln.leaving -= min(r.Count, ln.leaving)
 	}
 	ln.putBack(ranges)
 	d.activate(ln.log)
@@ -326,14 +358,18 @@ func (d *Dispatch) Release(log msg.LogID, lane uint8, ranges []msg.Range) {
 func (d *Dispatch) Counts(log msg.LogID) (c Counts) {
 	g := d.logs[log]
 	if g == nil {
-		d.ledger.Lanes(log, func(_ uint8, n *Lane) bool {
+		d.ledger.Lanes(log, func(number uint8, n *Lane) bool {
 			c.Ready += n.Unsettled()
+			if d.gathering {
+				c.Unclaimed += d.ledger.freeBelow(log, number, n, n.reserved)
+			}
 			return true
 		})
-		c.Ready -= d.ledger.HeldCount(log)
+		c.Ready -= d.ledger.HeldCount(log) + c.Unclaimed
 		return c
 	}
 	for _, ln := range g.lanes {
+		c.Unclaimed += ln.unclaimed.count
 		c.Ready += ln.ready()
 		c.Unacked += ln.inFlight
 	}

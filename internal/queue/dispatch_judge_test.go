@@ -21,13 +21,13 @@ func (m *dispatchMachine) crash(t *rapid.T) {
 	} else {
 		m.commit(rapid.IntRange(0, len(m.queue)).Draw(t, "applied"))
 	}
-	m.queue, m.held, m.consumers = nil, nil, nil
+	m.queue, m.held, m.consumers, m.away = nil, nil, nil, nil
 	for _, p := range m.pools {
 		p.starved, p.room = false, simMessagesRoom
 	}
 	m.term++
 	if rapid.Bool().Draw(t, "same") {
-		m.d.Start()
+		m.d.Start(false)
 	} else {
 		m.d = NewDispatch(m.l, m)
 	}
@@ -63,6 +63,8 @@ func (m *dispatchMachine) counts(log msg.LogID) (c Counts) {
 					c.Ready++
 				case simInFlight:
 					c.Unacked++
+				case simUnclaimed:
+					c.Unclaimed++
 				}
 			}
 		}
@@ -83,7 +85,7 @@ func (m *dispatchMachine) check(t *rapid.T) {
 			t.Fatalf("counts of %d: %+v, want %+v", log, got, want)
 		}
 	}
-	for _, c := range m.consumers {
+	for _, c := range slices.Concat(m.consumers, m.away) {
 		if c.Messages != nil && !c.NoAck {
 			used += c.inFlight
 		}
@@ -134,7 +136,7 @@ func (m *dispatchMachine) quiesce(t *rapid.T) {
 			continue
 		}
 		k, off, ok := m.firstReady(c.Log)
-		if !ok {
+		if !ok || m.counts(c.Log).Unclaimed > 0 {
 			continue
 		}
 		if slices.ContainsFunc(m.held, func(h simOp) bool { return h.key == k }) {
@@ -160,6 +162,7 @@ func TestDispatchModel(t *testing.T) {
 			"commit2": func(t *rapid.T) { m.commit(len(m.queue)) },
 			"beginTx": m.beginTx, "endTx": m.endTx, "holdLate": m.holdLate,
 			"purge": m.purge, "endPurge": m.endPurge, "room": m.room, "drop": m.drop, "late": m.late, "crash": m.crash,
+			"move": m.move, "back": m.back, "back2": m.back, "resend": m.resend, "endGather": m.endGather,
 			"quiesce": m.quiesce,
 			"":        m.check,
 		})

@@ -22,6 +22,7 @@ const (
 	simHeld
 	simTx // held by a transaction
 	simSettled
+	simUnclaimed // perhaps delivered by an earlier leader
 )
 
 type simMessage struct {
@@ -35,12 +36,15 @@ type simLane struct {
 	messages []simMessage
 	mark     msg.Offset // reserved when the term began
 	asked    bool
+	end      msg.Offset // of what may be unclaimed
+	last     msg.Offset // after all that was delivered in earlier terms
 }
 
 type simConsumer struct {
 	Consumer
 	inFlight int
 	attached bool
+	holds    map[laneKey][]msg.Offset // until it has come back from an earlier term
 }
 
 type simPool struct {
@@ -67,6 +71,7 @@ type simOp struct {
 	reserve msg.Offset // reserve instead of settle
 	hold    msg.TxID   // hold instead of settle
 	unhold  msg.TxID   // unhold instead of settle
+	by      *simConsumer
 }
 
 type laneKey struct {
@@ -80,6 +85,7 @@ type dispatchMachine struct {
 	term      int
 	lanes     map[laneKey]*simLane
 	consumers []*simConsumer // attached, or with messages in flight
+	away      []*simConsumer // of an earlier term
 	pools     []*simPool
 	held      []simOp
 	queue     []simOp // in order of submission
@@ -172,6 +178,8 @@ func (m *dispatchMachine) attach(t *rapid.T) {
 	switch {
 	case !m.l.Has(c.Log):
 		want = ErrUnknownLog
+	case m.d.Gathering():
+		want = ErrGathering
 	case exclusive:
 		want = ErrExclusive
 	case c.Exclusive && others > 0:
@@ -250,7 +258,7 @@ func (m *dispatchMachine) ack(t *rapid.T) {
 		}
 		c.inFlight -= len(offs)
 		m.d.Acked(&c.Consumer, k.log, k.lane, uint64(len(offs)))
-		m.queue = append(m.queue, simOp{key: k, ranges: toRanges(offs)})
+		m.queue = append(m.queue, simOp{key: k, ranges: toRanges(offs), by: c})
 	})
 }
 
@@ -299,7 +307,7 @@ func (m *dispatchMachine) get(t *rapid.T) {
 	del, status := m.d.Get(log, &c.Consumer)
 	switch status {
 	case GetEmpty:
-		if n := m.counts(log).Ready; n > 0 {
+		if n := m.counts(log).Ready + m.counts(log).Unclaimed; n > 0 {
 			t.Fatalf("Get found nothing, %d are ready", n)
 		}
 	case GetFound:
@@ -329,7 +337,7 @@ func (m *dispatchMachine) waiting(log msg.LogID) bool {
 			return true // the reservation waits for the purge
 		}
 	}
-	return slices.ContainsFunc(m.queue, func(o simOp) bool { return o.key.log == log })
+	return m.counts(log).Unclaimed > 0 || slices.ContainsFunc(m.queue, func(o simOp) bool { return o.key.log == log })
 }
 
 // firstReady returns the offset that is to be delivered next from a log.
@@ -355,6 +363,7 @@ func (m *dispatchMachine) receive(t *rapid.T, d *Delivery) {
 		t.Fatalf("delivered %d of lane %d, first ready is %d of lane %d (%v)", d.First, d.Lane, first, k.lane, ok)
 	}
 	s := m.lanes[k]
+	m.checkOrder(t, s, d.First)
 	ln, _ := m.l.Lane(k.log, k.lane)
 	for o := d.First; o < d.First+uint64(d.Count); o++ {
 		x := &s.messages[o]
@@ -380,7 +389,7 @@ func (m *dispatchMachine) receive(t *rapid.T, d *Delivery) {
 		}
 	}
 	if c.NoAck {
-		m.queue = append(m.queue, simOp{key: k, ranges: []msg.Range{{First: d.First, Count: uint64(d.Count)}}})
+		m.queue = append(m.queue, simOp{key: k, ranges: []msg.Range{{First: d.First, Count: uint64(d.Count)}}, by: c})
 	} else {
 		c.inFlight += int(d.Count)
 	}
@@ -451,7 +460,7 @@ func (m *dispatchMachine) commit(n int) {
 			for i := r.First; i < r.First+r.Count; i++ {
 				s.messages[i].state = simSettled
 			}
-			m.d.Settled(o.key.log, o.key.lane, newly)
+			m.d.Settled(o.key.log, o.key.lane, r, newly)
 		}
 	}
 	m.queue = slices.Delete(m.queue, 0, n)
@@ -509,33 +518,6 @@ func (m *dispatchMachine) endPurge(t *rapid.T) {
 	m.d.Release(h.key.log, h.key.lane, h.ranges)
 }
 
-// late settles something that is ready: the ack of a consumer that got it in an earlier
-// term. While acks of this term are on their way to the same lane the counts would be
-// off until they are applied.
-func (m *dispatchMachine) late(t *rapid.T) {
-	k := m.key(t)
-	s := m.lanes[k]
-	if s == nil || slices.ContainsFunc(s.messages, func(x simMessage) bool { return x.state == simLeaving || x.state == simHeld }) {
-		return
-	}
-	var offs []msg.Offset
-	for i := range s.messages {
-		if s.messages[i].state == simReady && s.messages[i].term > 0 {
-			offs = append(offs, msg.Offset(i))
-		}
-	}
-	if len(offs) == 0 {
-		return
-	}
-	offs = some(t, offs)
-	for _, r := range toRanges(offs) {
-		m.d.Settled(k.log, k.lane, m.l.Settle(k.log, k.lane, r, msg.Acked))
-	}
-	for _, o := range offs {
-		s.messages[o].state = simSettled
-	}
-}
-
 func (m *dispatchMachine) room(t *rapid.T) {
 	p := rapid.SampledFrom(m.pools[1:]).Draw(t, "pool") // bytes: written by the connection
 	p.room = rapid.Int64Range(0, 5000).Draw(t, "room")
@@ -590,6 +572,7 @@ func (m *dispatchMachine) drop(t *rapid.T) {
 	for _, lane := range []uint8{0, 5, 9} {
 		delete(m.lanes, laneKey{log, lane})
 	}
+	m.dropAway(log)
 	m.held = slices.DeleteFunc(m.held, func(o simOp) bool { return o.key.log == log })
 	m.queue = slices.DeleteFunc(m.queue, func(o simOp) bool { return o.key.log == log })
 	m.txs = slices.DeleteFunc(m.txs, func(o simOp) bool { return o.key.log == log })

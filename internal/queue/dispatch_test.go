@@ -35,7 +35,7 @@ func (f *fixture) publish(log msg.LogID, lane uint8, n int) {
 }
 
 func (f *fixture) settle(log msg.LogID, lane uint8, r msg.Range) {
-	f.d.Settled(log, lane, f.Settle(log, lane, r, msg.Acked))
+	f.d.Settled(log, lane, r, f.Settle(log, lane, r, msg.Acked))
 }
 
 func (f *fixture) reserve() int {
@@ -224,7 +224,7 @@ func TestCleanStopFlags(t *testing.T) {
 	f.publish(1, 0, 20_000)
 	f.collect()
 	f.d.ExactReserves(func(log msg.LogID, lane uint8, upto msg.Offset) { f.ReserveExact(log, lane, upto) })
-	f.d.Start()
+	f.d.Start(false)
 	f.attach(t, &Consumer{Log: 1})
 	for _, d := range f.collect() {
 		if d.Redelivered != (d.First < 700) {
@@ -315,7 +315,7 @@ func TestCallsForUnknownLogs(t *testing.T) {
 	f.d.Return(c, 1, 0, rs)
 	f.d.Release(1, 0, rs)
 	f.d.Reserved(1, 0)
-	f.d.Settled(1, 0, 3)
+	f.d.Settled(1, 0, msg.Range{First: 0, Count: 3}, 3)
 	f.d.Appended(1, 0, 5, 1)
 	f.d.Kick(c)
 	f.d.Detach(c)
@@ -338,7 +338,7 @@ func TestConsumerOfEarlierTerm(t *testing.T) {
 	c := f.attach(t, &Consumer{Log: 1, Messages: p})
 	f.publish(1, 0, 5)
 	f.collect()
-	f.d.Start()
+	f.d.Start(false)
 	f.d.Acked(c, 1, 0, 2)
 	f.d.Return(c, 1, 0, []msg.Range{{First: 2, Count: 3}})
 	f.d.Detach(c)

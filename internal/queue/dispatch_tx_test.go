@@ -23,7 +23,7 @@ func (m *dispatchMachine) beginTx(t *rapid.T) {
 		c.inFlight -= len(offs)
 		m.d.Acked(&c.Consumer, k.log, k.lane, uint64(len(offs)))
 		m.nextTx++
-		m.queue = append(m.queue, simOp{key: k, ranges: toRanges(offs), hold: msg.TxID{Node: 1, N: m.nextTx}})
+		m.queue = append(m.queue, simOp{key: k, ranges: toRanges(offs), hold: msg.TxID{Node: 1, N: m.nextTx}, by: c})
 	})
 }
 

@@ -13,7 +13,7 @@ type laneDispatch struct {
 	ledger *Lane
 	mark   msg.Offset // reserved when the term began: below it everything is flagged
 	// Invariant: nothing at or beyond head has been delivered in this term, everything
-	// unsettled below it is in flight, leaving or in returned.
+	// unsettled below it is in flight, leaving, unclaimed or in returned.
 	head     msg.Offset
 	returned Set  // below head and ready again
 	fresh    Set  // below head and not delivered in this term: held once, perhaps returned since
@@ -22,11 +22,14 @@ type laneDispatch struct {
 	leaving  uint64 // acknowledged, delivered without ack, or held; not settled yet
 	// The outstanding request of WantReserve. asked is 0 when there is none.
 	asked, askedFrom, askedAt msg.Offset // asked for, reserved and floor at that time
+
+	known     msg.Offset // all below it was delivered in earlier terms; see gather.go
+	unclaimed Set        // only while gathering. Invariant: below head and unsettled
 }
 
 func (ln *laneDispatch) ready() uint64 {
 	u := ln.ledger.Unsettled()
-	return u - min(u, ln.inFlight+ln.leaving)
+	return u - min(u, ln.inFlight+ln.leaving+ln.unclaimed.count)
 }
 
 // putBack makes offsets that were handed out ready again, but for those that a
@@ -47,13 +50,15 @@ func (ln *laneDispatch) putBack(ranges []msg.Range) {
 
 func (ln *laneDispatch) holds() bool { return ln.held != nil && ln.held.count > 0 }
 
-// holdReady makes ready offsets leaving.
+// holdReady makes ready and unclaimed offsets leaving.
 func (ln *laneDispatch) holdReady(ranges []msg.Range) {
 	for _, r := range ranges {
 		if from, to := max(r.First, ln.head), rangeEnd(r); from < to {
 			ln.leaving += to - from
 		}
 		ln.leaving += ln.returned.RemoveRange(r.First, min(rangeEnd(r), ln.head))
+		ln.leaving += ln.unclaimed.RemoveRange(r.First, rangeEnd(r))
+		ln.fresh.RemoveRange(r.First, rangeEnd(r)) // it was delivered once
 	}
 }
 
@@ -169,6 +174,10 @@ func (ln *laneDispatch) hold() (ranges []msg.Range) {
 // reservations count from. It never falls: what is held is below head but can come
 // back as fresh, so it stays in the count until it is settled or delivered.
 func (ln *laneDispatch) floor() msg.Offset {
+	if ln.unclaimed.count > 0 {
+		first, _ := ln.unclaimed.NextSet(0)
+		return first // anything else that counts is above
+	}
 	for ln.fresh.count > 0 {
 		first, _ := ln.fresh.NextSet(0)
 		s := ln.ledger.NextUnsettled(first)

@@ -46,7 +46,7 @@ func (d *Dispatch) serve(g *logDispatch, limit int, out func(*Delivery)) (n int)
 		}
 		ln, b, status := g.next()
 		if status != GetFound {
-			if status == GetWait {
+			if ln != nil {
 				d.checkReserve(ln, true)
 			}
 			break
@@ -85,12 +85,20 @@ func (g *logDispatch) share() uint64 {
 }
 
 // next returns the next messages of a log in queue order, cut down to what is reserved.
-// A lane that waits for its reservation holds the lower ones back: to pass it would
-// turn priorities around.
+// A lane that waits for its reservation or for claims holds the lower ones back: to pass
+// it would turn priorities around. With GetWait the lane is the one that needs a
+// reservation, nil if there are claims to wait for.
 func (g *logDispatch) next() (*laneDispatch, batch, GetStatus) {
+	status := GetEmpty
 	for _, ln := range g.lanes {
 		b, ok := ln.nextReady()
+		if off, blocked := ln.block(); blocked && (!ok || off < b.first) {
+			return nil, batch{}, GetWait
+		}
 		if !ok {
+			if ln.unclaimed.count > 0 {
+				status = GetWait
+			}
 			continue
 		}
 		if g.reserves {
@@ -101,7 +109,7 @@ func (g *logDispatch) next() (*laneDispatch, batch, GetStatus) {
 		}
 		return ln, b, GetFound
 	}
-	return nil, batch{}, GetEmpty
+	return nil, batch{}, status
 }
 
 // deliver hands as much of b to c as its credit allows, by preparing d.out, and moves c
@@ -196,7 +204,7 @@ func (d *Dispatch) Get(log msg.LogID, c *Consumer) (Delivery, GetStatus) {
 	}
 	ln, b, status := g.next()
 	if status != GetFound {
-		if status == GetWait {
+		if ln != nil {
 			d.checkReserve(ln, true)
 		}
 		return Delivery{}, status

@@ -404,7 +404,7 @@ func (s *fakeSession) PurgeQueue(name string) (n uint64, err error) {
 	for _, h := range s.b.dispatch.HoldAll(l.q.ID) {
 		for _, r := range h.Ranges {
 			newly := s.b.ledger.Settle(l.q.ID, h.Lane, r, msg.Purged)
-			s.b.dispatch.Settled(l.q.ID, h.Lane, newly)
+			s.b.dispatch.Settled(l.q.ID, h.Lane, r, newly)
 			n += newly
 		}
 	}
@@ -581,7 +581,7 @@ func (b *fakeBroker) settle(x fakeSettle) {
 		if x.how == broker.Reject {
 			why = msg.Rejected
 		}
-		b.dispatch.Settled(id, x.lane, b.ledger.Settle(id, x.lane, r, why))
+		b.dispatch.Settled(id, x.lane, r, b.ledger.Settle(id, x.lane, r, why))
 	}
 	if x.how == broker.Requeue {
 		b.dispatch.Return(&x.c.Consumer, id, x.lane, x.ranges)

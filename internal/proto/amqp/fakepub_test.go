@@ -51,7 +51,7 @@ func (r *fakeReader) Flush() {
 	for _, x := range r.done {
 		for _, rg := range x.ranges {
 			newly := r.s.b.ledger.Settle(x.c.Log, x.lane, rg, msg.Acked)
-			r.s.b.dispatch.Settled(x.c.Log, x.lane, newly)
+			r.s.b.dispatch.Settled(x.c.Log, x.lane, rg, newly)
 		}
 	}
 	r.done = r.done[:0]
