@@ -67,7 +67,7 @@ func (m *metaMachine) publish(changes []meta.Change) {
 
 // restored publishes what a checkpoint held.
 func (m *metaMachine) restored() error {
-	e := m.table.Load().Edit()
+	e := route.New().Edit()
 	m.catalog.Populate(e)
 	m.table.Store(e.Done())
 	return nil
@@ -111,3 +111,9 @@ func (m *metaMachine) CheckpointSlice(limit int, emit func(key, value []byte)) b
 
 // Restore implements shard.Machine.
 func (m *metaMachine) Restore(key, value []byte) error { return m.catalog.Restore(key, value) }
+
+// Reset implements shard.Machine. Connections see what was until the rest is restored.
+func (m *metaMachine) Reset() {
+	m.catalog.Reset()
+	m.cut = nil
+}

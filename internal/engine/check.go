@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/sluicemq/sluice/internal/shard"
 	"github.com/sluicemq/sluice/internal/store"
 	"github.com/sluicemq/sluice/internal/vfs"
 	"github.com/sluicemq/sluice/internal/wal"
@@ -33,7 +34,7 @@ func Check(fsys vfs.FS, dir string) (*CheckReport, error) {
 	if err != nil {
 		return nil, err
 	}
-	w, err := wal.Verify(fsys, filepath.Join(dir, "wal"), verifyPayload)
+	w, err := wal.Verify(fsys, filepath.Join(dir, "wal"), shard.VerifyPayload)
 	if err != nil {
 		return nil, err
 	}

@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/sluicemq/sluice/internal/msg"
+	"github.com/sluicemq/sluice/internal/queue"
 	"github.com/sluicemq/sluice/internal/store"
 	"github.com/sluicemq/sluice/internal/wal"
 )
@@ -110,7 +111,7 @@ func (m *Machine) CheckpointSlice(limit int, emit func(key, value []byte)) bool 
 // Restore implements shard.Machine. Submissions may come in any order: they are
 // sorted by RestoreDone.
 func (m *Machine) Restore(key, value []byte) error {
-	if len(key) != 9 || key[0] != subKey {
+	if !NodeKey(key) {
 		return m.ledger.Restore(key, value)
 	}
 	if value == nil {
@@ -118,6 +119,19 @@ func (m *Machine) Restore(key, value []byte) error {
 	}
 	m.cut.fresh = append(m.cut.fresh, keyed{binary.BigEndian.Uint64(key[1:]), append([]byte(nil), value...)})
 	return nil
+}
+
+// NodeKey says whether a checkpoint's key means something on the node that wrote it
+// alone: the places of what was not flushed there.
+func NodeKey(key []byte) bool { return len(key) == 9 && key[0] == subKey }
+
+// Reset implements shard.Machine. Numbers in the tail are not used again.
+func (m *Machine) Reset() {
+	*m.ledger = *queue.NewLedger()
+	m.tail.popTo(m.tail.end())
+	m.places.clear()
+	m.cut = cut{}
+	clear(m.returns)
 }
 
 // RestoreDone completes the restoring of a checkpoint with the runs that the store

@@ -44,6 +44,7 @@ func (noMeta) Drive(*msg.Builder) bool                           { return false 
 func (noMeta) BeginCheckpoint()                                  {}
 func (noMeta) CheckpointSlice(int, func(key, value []byte)) bool { return true }
 func (noMeta) Restore(_, _ []byte) error                         { return nil }
+func (noMeta) Reset()                                            {}
 
 func openNode(t *testing.T, fsys vfs.FS) *Node {
 	t.Helper()

@@ -2,7 +2,6 @@ package engine
 
 import (
 	"cmp"
-	"encoding/binary"
 	"errors"
 	"log/slog"
 	"slices"
@@ -199,7 +198,7 @@ func (k *Keeper) writeCut(c shard.Cut) error {
 			return err
 		}
 	}
-	if err := w.Commit(c.Index, binary.LittleEndian.AppendUint64(nil, c.Term), nil); err != nil {
+	if err := w.Commit(c.Index, c.Extra(), nil); err != nil {
 		return err
 	}
 	k.done.Store(c.Shard, c.Index)

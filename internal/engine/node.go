@@ -201,7 +201,7 @@ func (n *Node) open(cfg NodeConfig) error {
 	}
 	opts := wal.Options{
 		FS: cfg.FS, Dir: filepath.Join(cfg.Dir, "wal"), FileSize: cfg.WALFileBytes,
-		Tables: n.walTables, VerifyPayload: verifyPayload,
+		Tables: n.walTables, VerifyPayload: shard.VerifyPayload,
 		Events: wal.Events{
 			FileSealed: func(wal.SealedFile) {
 				poke(n.keeper.wake)
@@ -228,14 +228,6 @@ func (n *Node) open(cfg NodeConfig) error {
 	}
 	n.run()
 	return nil
-}
-
-// verifyPayload accepts a batch or raft's own empty entry.
-func verifyPayload(b []byte, crc uint32) bool {
-	if len(b) == 0 {
-		return crc == msg.CRC(nil)
-	}
-	return msg.VerifyBatch(b, crc)
 }
 
 // settings reads what the first start fixed and counts this start.
@@ -308,12 +300,13 @@ func (m *Machine) reportLive() {
 func (n *Node) openShard(cfg NodeConfig, id uint32, m shard.Machine, loaded func() error) (*shard.Shard, error) {
 	r := shard.Restored{}
 	if info, ok := n.store.Checkpoint(id); ok {
-		if len(info.Extra) != 8 {
-			return nil, fmt.Errorf("shard %d: checkpoint without a term", id)
+		x, err := shard.ParseCheckpointExtra(info.Extra)
+		if err != nil {
+			return nil, fmt.Errorf("shard %d: %w", id, err)
 		}
-		r.Checkpoint, r.Term = info.Index, binary.LittleEndian.Uint64(info.Extra)
+		r.Checkpoint, r.Term, r.Conf, r.Installed = info.Index, x.Term, x.Conf, x.Installed
 		n.keeper.done.Store(id, info.Index)
-		err := n.store.LoadCheckpoint(id, func(key, value []byte) (err error) {
+		err = n.store.LoadCheckpoint(id, func(key, value []byte) (err error) {
 			if string(key) != shard.ShardKey {
 				return m.Restore(key, value)
 			}

@@ -108,6 +108,13 @@ func (p *places) removeRuns(runs []store.Run) {
 	}
 }
 
+// clear forgets all lanes.
+func (p *places) clear() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	clear(p.lanes)
+}
+
 // drop forgets a log and returns the runs it had.
 func (p *places) drop(log msg.LogID, lanes []uint8) (runs []store.Run) {
 	p.mu.Lock()
@@ -290,6 +297,13 @@ func (t *tail) get(sub uint64) (c *buf.Chunk, pos wal.Position, ok bool) {
 		}
 	}
 	return nil, t.subs[sub-t.first].pos, true
+}
+
+// end returns the number that the next submission gets.
+func (t *tail) end() uint64 {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return t.first + uint64(len(t.subs))
 }
 
 // span returns the numbers of the submissions that lie in WAL files up to seq.

@@ -30,6 +30,13 @@ func New() *Catalog {
 	}
 }
 
+// Reset forgets the durable layer, for the checkpoint of another node is restored next.
+// What only this node has stays.
+func (c *Catalog) Reset() {
+	fresh := New()
+	c.durable, c.users, c.settings, c.nextID = fresh.durable, fresh.users, fresh.settings, fresh.nextID
+}
+
 // Apply applies a committed op of shard 0.
 func (c *Catalog) Apply(op Op) (Result, []Change) {
 	r := run{c: c}

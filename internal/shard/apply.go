@@ -19,6 +19,9 @@ const applyTurnMax = 64
 // left.
 func (c *Core) applyCommitted() (more bool) {
 	left := applyTurnMax
+	if c.install != nil {
+		return false // the machine is being loaded
+	}
 	for len(c.applyQ) > 0 {
 		m := c.applyQ[0]
 		ents := m.GetEntries()
@@ -67,8 +70,12 @@ func (c *Core) applyEntry(e *pb.Entry) error {
 		if err := c.applyBytes(index, p.vec[0], s.pos); err != nil {
 			return err
 		}
-	case s.gen == 0 && e.GetType() == pb.EntryNormal:
-		if e.GetTerm() == c.term && c.lead == c.cfg.Node {
+	case e.GetType() != pb.EntryNormal:
+		if err := c.applyConf(index, s.cc); err != nil {
+			return err
+		}
+	case s.gen == 0:
+		if e.GetTerm() == c.term && c.lead == c.cfg.Node && !c.leading {
 			c.beginTerm()
 		}
 	}
@@ -184,7 +191,7 @@ const ShardKey = "\xffshard"
 
 // advance begins or continues a checkpoint; true if it wants to go on at once.
 func (k *cutter) advance(c *Core) bool {
-	if c.cfg.Checkpoint == nil || k.waiting {
+	if c.cfg.Checkpoint == nil || k.waiting || c.CatchingUp() {
 		return false
 	}
 	if !k.running {
@@ -215,7 +222,7 @@ func (k *cutter) begin(c *Core) {
 	state := binary.LittleEndian.AppendUint64(nil, uint64(c.timeMS))
 	state = append(state, c.links.encode()...)
 	k.cut = Cut{
-		Shard: c.cfg.ID, Index: c.applied, Term: c.log.termOf(c.applied),
+		Shard: c.cfg.ID, Index: c.applied, Term: c.log.termOf(c.applied), Conf: c.encodeConf(),
 		Keys: []KV{{Key: []byte(ShardKey), Value: state}},
 	}
 	c.cfg.Machine.BeginCheckpoint()
@@ -235,10 +242,6 @@ func (c *Core) RequestCheckpoint() { c.cut.entries = max(c.cut.entries, c.cfg.Ch
 // CheckpointDone tells that a cut is durable. A cut that could not be written must be
 // written again by its receiver: the next one only holds what changed since.
 func (c *Core) CheckpointDone() { c.cut.waiting = false }
-
-// Compact forgets raft's entries up to index; the caller has seen to it that nobody
-// needs them: a checkpoint covers them and no follower is behind.
-func (c *Core) Compact(index uint64) { c.log.compact(min(index, c.applied)) }
 
 // Table returns the shard's row for the head of a WAL file.
 func (c *Core) Table(checkpoint uint64) wal.ShardState {

@@ -68,8 +68,12 @@ type Body struct {
 type Cut struct {
 	Shard       uint32
 	Index, Term uint64
+	Conf        []byte // the configuration, see CheckpointExtra
 	Keys        []KV
 }
+
+// Extra is what the receiver keeps beside the checkpoint.
+func (c *Cut) Extra() []byte { return CheckpointExtra{Term: c.Term, Conf: c.Conf}.Encode() }
 
 // KV is a changed key of a checkpoint; Value nil means that it was deleted.
 type KV struct{ Key, Value []byte }
@@ -78,14 +82,17 @@ type KV struct{ Key, Value []byte }
 type Config struct {
 	ID          uint32
 	Incarnation uint64
-	Node        uint64   // this replica's raft id, not 0
-	Voters      []uint64 // all replicas, this one included
-	Link        uint64   // this node's link, see LinkID
-	Log         Log
-	Machine     Machine
-	Sender      Sender           // nil with one voter
-	Logger      *slog.Logger     // default slog.Default()
-	Now         func() time.Time // default time.Now
+	Node        uint64 // this replica's raft id, not 0
+	// Voters are all replicas at the first start of the group. A node that joins it
+	// later has none; neither do they matter once the node has a configuration.
+	Voters    []uint64
+	Link      uint64 // this node's link, see LinkID
+	Log       Log
+	Machine   Machine
+	Sender    Sender           // nil with one voter
+	Snapshots Snapshots        // nil: entries are never compacted that a follower needs
+	Logger    *slog.Logger     // default slog.Default()
+	Now       func() time.Time // default time.Now
 	// Wall is the wall clock, if Now isn't to be taken for it.
 	Wall func() time.Time
 	// Post hands a function to the owner of the Core, from any goroutine.
@@ -103,6 +110,10 @@ type Config struct {
 	// MaxInflight is how many proposals may be on their way to the WAL; default 2 with
 	// one voter, 8 with more.
 	MaxInflight int
+	// LagEntries and LagBytes are how far behind a follower may be without needing a
+	// snapshot; defaults 200,000 and 256 MiB.
+	LagEntries uint64
+	LagBytes   int64
 	// ElectionTicks is the election timeout; heartbeats are sent each tick. Default 10.
 	ElectionTicks int
 	// Blocked is told when the disk refuses the shard's writes and when it takes them
@@ -162,6 +173,15 @@ type Core struct {
 	epoch   time.Time            // the start
 	sworn   int                  // ticks until what was promised before the start has run out
 	gaps    map[uint64]uint64    // per link, what is missing of it among the offers
+
+	first     *pb.ConfState // the configuration of the first start
+	changed   bool          // it is another one now
+	confAt    uint64        // index of the last change that this node proposed
+	confSince uint64        // index of the last change that it applied
+	snaps     snapshots
+	coming    *inSnap     // a snapshot whose files are fetched, or were
+	install   *installing // a snapshot that is being installed
+	logStart  bool        // the next write says first that the log begins anew
 }
 
 type offer struct {
@@ -196,6 +216,8 @@ type Restored struct {
 	Replay     func(from uint64, fn func(wal.Entry) error) error
 	Links      []byte // from the checkpoint
 	TimeMS     int64
+	Conf       []byte // from the checkpoint, see CheckpointExtra
+	Installed  bool   // likewise
 }
 
 // NewCore recovers a shard: the machine already holds the checkpoint, the entries
@@ -216,22 +238,30 @@ func NewCore(cfg Config, r Restored) (*Core, error) {
 	if err := c.recoverLog(r); err != nil {
 		return nil, err
 	}
+	c.log.snapshot = c.offerSnapshot
 	rn, err := raft.NewRawNode(&raft.Config{
 		ID: cfg.Node, ElectionTick: cfg.ElectionTicks, HeartbeatTick: 1,
 		Storage: c.log, Applied: c.applied, AsyncStorageWrites: true,
 		MaxSizePerMsg: 0, MaxCommittedSizePerReady: 64 << 10,
 		MaxUncommittedEntriesSize: math.MaxUint64, MaxInflightMsgs: 32,
-		CheckQuorum: true, PreVote: true, DisableProposalForwarding: true,
+		CheckQuorum: true, PreVote: true, DisableProposalForwarding: true, StepDownOnRemoval: true,
 		Logger: quietLogger{cfg.Logger},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("shard %d: %w", cfg.ID, err)
 	}
 	c.rn = rn
+	if c.logStart {
+		c.logStart = false
+		req := &appendReq{}
+		req.add(c.startRecord(), 0)
+		req.add(c.stateRecord(), 0)
+		c.submit(req)
+	}
 	if c.log.hs.GetTerm() > 0 {
 		c.sworn = cfg.ElectionTicks
 	}
-	if len(cfg.Voters) == 1 {
+	if c.sole() {
 		if err := rn.Campaign(); err != nil {
 			return nil, fmt.Errorf("shard %d: %w", cfg.ID, err)
 		}
@@ -261,38 +291,53 @@ func (c *Config) setDefaults() {
 	if c.ElectionTicks == 0 {
 		c.ElectionTicks = 10
 	}
+	if c.LagEntries == 0 {
+		c.LagEntries = lagEntries
+	}
+	if c.LagBytes == 0 {
+		c.LagBytes = lagBytes
+	}
 }
 
 // recoverLog rebuilds the entry log from the WAL and applies what is known to be
 // committed: with one voter everything that is durable is.
 func (c *Core) recoverLog(r Restored) error {
+	conf := &pb.ConfState{Voters: c.cfg.Voters}
+	c.first = conf
+	if r.Conf != nil {
+		var err error
+		if conf, err = parseConf(r.Conf); err != nil {
+			return err
+		}
+		c.changed = true
+	}
 	first, prevTerm := r.Checkpoint+1, r.Term
 	hs := wal.HardState{}
 	if r.Wal != nil {
 		hs = r.Wal.HardState
-		has := r.Wal.FirstEntry > 0 && r.Wal.LastIndex >= r.Wal.FirstEntry
+		if r.Installed && r.Wal.Started < r.Checkpoint && r.Wal.FirstIndex <= r.Checkpoint {
+			c.logStart, r.Replay = true, nil // the entries are those before the snapshot
+		}
+		has := r.Wal.FirstEntry > 0 && r.Wal.LastIndex >= r.Wal.FirstEntry && !c.logStart
 		if has && r.Wal.FirstEntry > r.Checkpoint+1 {
 			return fmt.Errorf("shard %d: the write-ahead log begins at entry %d, the checkpoint ends at %d", c.cfg.ID, r.Wal.FirstEntry, r.Checkpoint)
 		}
-		if has && len(c.cfg.Voters) > 1 && r.Wal.FirstEntry <= r.Checkpoint {
+		if has && !soleIn(conf, c.cfg.Node) && r.Wal.FirstEntry <= r.Checkpoint {
 			var err error
 			if first, prevTerm, err = oldest(r); err != nil {
 				return err
 			}
 		}
 	}
-	c.log = newEntryLog(first, prevTerm, c.cfg.Voters)
-	commit := hs.Commit
+	c.log = newEntryLog(first, prevTerm, conf)
+	c.log.joined = c.changed
 	if r.Wal != nil && r.Replay != nil {
-		if len(c.cfg.Voters) == 1 {
-			commit = r.Wal.LastIndex
-		}
-		if err := c.replay(r, commit); err != nil {
+		if err := c.replay(r, hs.Commit); err != nil {
 			return err
 		}
 	}
 	c.durable = c.log.last()
-	commit = min(max(commit, c.applied), c.log.last())
+	commit := min(max(hs.Commit, c.applied), c.log.last())
 	c.log.hs = pb.HardState{Term: new(max(hs.Term, c.log.termOf(c.log.last()))), Vote: new(hs.Vote), Commit: new(commit)}
 	return nil
 }
@@ -320,8 +365,10 @@ func oldest(r Restored) (first, prevTerm uint64, err error) {
 	return first + 1, prevTerm, nil
 }
 
+// replay enters what the WAL has and applies what is committed. Changes of the
+// configuration among that say with whom what follows had to be agreed.
 func (c *Core) replay(r Restored, commit uint64) error {
-	return r.Replay(r.Checkpoint+1, func(e wal.Entry) error {
+	return r.Replay(min(c.log.first, r.Checkpoint+1), func(e wal.Entry) error {
 		if e.Index < c.log.first {
 			return nil
 		}
@@ -329,17 +376,25 @@ func (c *Core) replay(r Restored, commit uint64) error {
 			return fmt.Errorf("shard %d: entry %d at %d+%d of the write-ahead log is damaged", c.cfg.ID, e.Index, e.Pos.Seq, e.Pos.Off)
 		}
 		s := slot{len: e.Pos.Len, crc: e.PayloadCRC, pos: e.Pos}
-		if e.Pos.Len > 0 {
+		cc, isConf := confPayload(e.Payload)
+		committed := e.Index <= commit || c.sole()
+		switch {
+		case isConf:
+			s.typ, s.cc = pb.EntryConfChangeV2, append([]byte(nil), cc...)
+		case e.Pos.Len > 0:
 			s.gen = e.Index // any number: proposals of the past are never matched again
-		}
-		if e.Index > commit && e.Payload != nil {
-			s.mem = &payload{refs: 1, vec: [][]byte{append([]byte(nil), e.Payload...)}, crc: e.PayloadCRC, size: len(e.Payload)}
+			if !committed && e.Payload != nil {
+				s.mem = &payload{refs: 1, vec: [][]byte{append([]byte(nil), e.Payload...)}, crc: e.PayloadCRC, size: len(e.Payload)}
+			}
 		}
 		c.log.put(e.Index, e.Term, s)
-		if e.Index <= r.Checkpoint || e.Index > commit {
+		if e.Index <= r.Checkpoint || !committed {
 			return nil
 		}
 		c.applied = e.Index
+		if isConf {
+			return c.applyConf(e.Index, s.cc)
+		}
 		return c.applyBytes(e.Index, e.Payload, e.Pos)
 	})
 }
@@ -401,6 +456,9 @@ func (c *Core) Receive(m *pb.Message, bodies []Body) {
 		if !c.mayVote() {
 			return
 		}
+	case pb.MsgSnap:
+		c.receiveSnapshot(m)
+		return
 	}
 	c.ready()
 	for i, e := range m.GetEntries() {
@@ -409,8 +467,7 @@ func (c *Core) Receive(m *pb.Message, bodies []Body) {
 			c.incoming[entryKey{e.GetIndex(), e.GetTerm()}] = &payload{refs: 1, vec: [][]byte{b.Bytes}, crc: b.CRC, size: len(b.Bytes)}
 		}
 	}
-	_ = c.rn.Step(m) // an error means that the message is stale
-	c.ready()
+	c.step(m)
 	clear(c.incoming)
 }
 
@@ -418,6 +475,8 @@ func (c *Core) Receive(m *pb.Message, bodies []Body) {
 func (c *Core) Tick() {
 	c.rn.Tick()
 	c.sworn--
+	c.tendSnapshots()
+	c.restore()
 	if len(c.retry) > 0 {
 		c.resubmit()
 	}
@@ -469,6 +528,7 @@ func (c *Core) Turn() (more bool) {
 	if c.propose() {
 		more = true
 	}
+	c.wantSnapshot()
 	c.ready()
 	return c.cut.advance(c) || more
 }

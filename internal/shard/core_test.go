@@ -66,6 +66,8 @@ func (m *listMachine) Restore(_, v []byte) error {
 	return nil
 }
 
+func (m *listMachine) Reset() { m.list, m.frozen = nil, nil }
+
 // fakeLog keeps what is durable and what is on its way; the test decides when writes
 // complete and what a power cut leaves.
 type fakeLog struct {

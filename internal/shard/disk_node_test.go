@@ -4,7 +4,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -168,7 +170,8 @@ type diskNode struct {
 	mu    sync.Mutex
 	posts []func()
 
-	saved Cut  // the durable checkpoint; Index 0 if there is none
+	files nodeFiles
+	saved Cut  // what is known of the durable checkpoint; Index 0 if there is none
 	taken *Cut // handed over, not durable yet
 	full  bool // the disk
 	down  bool
@@ -195,19 +198,12 @@ func (n *diskNode) tables() []wal.ShardState {
 	return nil
 }
 
-func verifyEntry(b []byte, crc uint32) bool {
-	if len(b) == 0 {
-		return crc == msg.CRC(nil)
-	}
-	return msg.VerifyBatch(b, crc)
-}
-
 // open recovers the log; false if the power went meanwhile.
 func (n *diskNode) open(c *diskCluster) (*wal.Recovery, bool) {
 	n.table.Store(nil)
 	log, rec, err := wal.Open(wal.Options{
 		FS: vfs.Inject(n.disk, n.power.hook), Dir: "wal", FileSize: 64 << 10, IdleSeal: time.Hour,
-		Tables: n.tables, VerifyPayload: verifyEntry,
+		Tables: n.tables, VerifyPayload: VerifyPayload,
 		Events: wal.Events{
 			FileSealed:   func(wal.SealedFile) { c.sealed.Add(1) },
 			FileRecycled: func(_ uint64, reused bool) { c.recycled.Add(1) },
@@ -250,22 +246,14 @@ func (c *diskCluster) tryBoot(n *diskNode) bool {
 		n.power.arm(c.rng.IntN(12))
 	}
 	rec, ok := n.open(c)
-	if !ok {
+	if !ok || !c.openStore(n) {
 		return false
 	}
 	n.inc++
 	n.m, n.posts, n.taken, n.down = &judge{}, nil, nil, false
-	r := Restored{Checkpoint: n.saved.Index, Term: n.saved.Term}
-	for _, kv := range n.saved.Keys {
-		var err error
-		if string(kv.Key) == ShardKey {
-			r.TimeMS, r.Links, err = ParseShardState(kv.Value)
-		} else {
-			err = n.m.Restore(kv.Key, kv.Value)
-		}
-		if err != nil {
-			c.t.Fatal(err)
-		}
+	r, ok := c.restored(n)
+	if !ok {
+		return false
 	}
 	if s, ok := rec.Shard(7); ok {
 		r.Wal = &s
@@ -278,9 +266,18 @@ func (c *diskCluster) tryBoot(n *diskNode) bool {
 			b.Meta(opBytes(c.number(0)))
 		}
 	}
+	voters := c.voters
+	if !slices.Contains(voters, n.id) {
+		voters = nil // it joins later
+	}
+	var snaps Snapshots
+	if c.byFiles {
+		snaps = diskSnaps{c, n}
+	}
 	var err error
 	n.core, err = NewCore(Config{
-		ID: 7, Incarnation: 1, Node: n.id, Voters: c.voters, Link: LinkID(uint32(n.id), n.inc),
+		LagEntries: 10, Snapshots: snaps, Logger: slog.New(slog.DiscardHandler),
+		ID: 7, Incarnation: 1, Node: n.id, Voters: voters, Link: LinkID(uint32(n.id), n.inc),
 		Log: n.gate, Machine: n.m, Sender: diskNet{c, n, n.gate}, Now: func() time.Time { return c.now },
 		Post: n.post, Checkpoint: func(k Cut) { n.taken = &k }, CheckpointEntries: 30,
 	}, r)
@@ -292,6 +289,25 @@ func (c *diskCluster) tryBoot(n *diskNode) bool {
 	}
 	n.publish()
 	return true
+}
+
+// restored gives what the store says; false if the power went meanwhile.
+func (c *diskCluster) restored(n *diskNode) (r Restored, ok bool) {
+	n.saved = Cut{}
+	if info, ok := n.files.store.Checkpoint(7); ok {
+		x, err := ParseCheckpointExtra(info.Extra)
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		n.saved = Cut{Index: info.Index, Term: x.Term}
+		r = Restored{Checkpoint: info.Index, Term: x.Term, Conf: x.Conf, Installed: x.Installed}
+	}
+	st, err := n.loadCheckpoint()
+	if c.trouble(n, err) {
+		return r, false
+	}
+	r.TimeMS, r.Links = st.TimeMS, st.Links
+	return r, true
 }
 
 func (n *diskNode) publish() {

@@ -57,14 +57,24 @@ type entryLog struct {
 	slots []slot
 	terms []termRun // ascending; the first one covers first-1
 	hs    pb.HardState
-	conf  pb.ConfState
+	conf  *pb.ConfState // as of what is applied
+	// snapshot gives what a follower needs that lacks what was compacted.
+	snapshot func() (*pb.Snapshot, error)
+	// joined: the configuration has changed since the first start. A node without
+	// anything can't begin with the first entry then, since no entry says who voted
+	// at first.
+	joined bool
 }
 
-func newEntryLog(first, prevTerm uint64, voters []uint64) *entryLog {
-	return &entryLog{
-		first: first, terms: []termRun{{first - 1, prevTerm}},
-		conf: pb.ConfState{Voters: voters},
-	}
+func newEntryLog(first, prevTerm uint64, conf *pb.ConfState) *entryLog {
+	return &entryLog{first: first, terms: []termRun{{first - 1, prevTerm}}, conf: conf}
+}
+
+// restart empties the log: it begins after an installed snapshot.
+func (l *entryLog) restart(index, term uint64, conf *pb.ConfState) {
+	l.truncateFrom(l.first)
+	l.first, l.slots, l.conf = index+1, nil, conf
+	l.terms = []termRun{{index, term}}
 }
 
 func (l *entryLog) last() uint64 { return l.first + uint64(len(l.slots)) - 1 }
@@ -130,7 +140,7 @@ func (l *entryLog) compact(index uint64) {
 
 // InitialState implements raft.Storage.
 func (l *entryLog) InitialState() (*pb.HardState, *pb.ConfState, error) {
-	return &l.hs, &l.conf, nil
+	return &l.hs, l.conf, nil
 }
 
 // Entries implements raft.Storage: references only. At least one entry, and no more
@@ -172,7 +182,7 @@ func (s *slot) data() []byte {
 
 // Term implements raft.Storage.
 func (l *entryLog) Term(i uint64) (uint64, error) {
-	if i < l.first-1 {
+	if i < l.first-1 || i == 0 && l.joined {
 		return 0, raft.ErrCompacted
 	}
 	if i > l.last() {
@@ -187,11 +197,8 @@ func (l *entryLog) LastIndex() (uint64, error) { return l.last(), nil }
 // FirstIndex implements raft.Storage.
 func (l *entryLog) FirstIndex() (uint64, error) { return l.first, nil }
 
-// Snapshot implements raft.Storage; the log is never compacted beyond what a follower
-// still needs, so raft does not come to ask for one.
-func (l *entryLog) Snapshot() (*pb.Snapshot, error) {
-	return nil, raft.ErrSnapshotTemporarilyUnavailable
-}
+// Snapshot implements raft.Storage.
+func (l *entryLog) Snapshot() (*pb.Snapshot, error) { return l.snapshot() }
 
 // appendRef encodes what raft carries for a payload.
 func appendRef(dst []byte, gen uint64, length uint32) []byte {

@@ -28,7 +28,7 @@ func (c *Core) Leading() bool { return c.leading && c.leaseHolds() }
 // leaseHolds looks for a majority of each configuration, of which there are two while
 // one is exchanged for another.
 func (c *Core) leaseHolds() bool {
-	conf := &c.log.conf
+	conf := c.log.conf
 	return c.supported(conf.Voters) && c.supported(conf.VotersOutgoing)
 }
 

@@ -78,4 +78,6 @@ type Machine interface {
 	CheckpointSlice(max int, emit func(key, value []byte)) bool
 	// Restore loads one key of a checkpoint.
 	Restore(key, value []byte) error
+	// Reset forgets everything: the checkpoint of another node is loaded next.
+	Reset()
 }

@@ -49,7 +49,6 @@ type Shard struct {
 
 	bytes  atomic.Int64 // of submissions not applied
 	room   chan struct{}
-	ticks  bool
 	blocks atomic.Int32 // senders waiting in SubmitWait
 	table  atomic.Pointer[wal.ShardState]
 
@@ -66,7 +65,7 @@ type Shard struct {
 func New(cfg Config, r Restored) (*Shard, error) {
 	s := &Shard{
 		id: cfg.ID, wake: make(chan struct{}, 1), done: make(chan struct{}),
-		room: make(chan struct{}, 1), ticks: len(cfg.Voters) > 1,
+		room: make(chan struct{}, 1),
 	}
 	cfg.Post = func(fn func()) { s.Post(fn) }
 	cfg.PostHere = s.postHere
@@ -400,14 +399,14 @@ func (s *Shard) tick(next time.Time) time.Time {
 // Tick advances raft's timers and tries refused writes again. Called by the loop, or by
 // the owner of a shard that is Stepped.
 func (s *Shard) Tick() {
-	if s.ticks {
+	if !s.core.Alone() {
 		s.core.Tick()
 	} else {
 		s.core.Retry()
 	}
 }
 
-func (s *Shard) ticking() bool { return s.core != nil && (s.ticks || s.core.Starved()) }
+func (s *Shard) ticking() bool { return s.core != nil && (!s.core.Alone() || s.core.Starved()) }
 
 // dueAt tells when there is something to do even if nothing comes in; zero: never.
 func (s *Shard) dueAt() (until time.Time) {

@@ -154,6 +154,7 @@ func (c *Core) deliver(ms []*pb.Message) {
 			c.applyQ = append(c.applyQ, m)
 		case m.GetTo() == c.cfg.Node:
 			_ = c.rn.Step(m)
+		case m.GetType() == pb.MsgSnap && !c.sendsSnapshot(m):
 		default:
 			out = append(out, Outgoing{Msg: m, Bodies: c.bodies(m)})
 		}
@@ -213,6 +214,7 @@ func (c *Core) termChanged(term uint64) {
 }
 
 func (c *Core) stepDown() {
+	c.dropSnapshots()
 	if c.leading {
 		c.leading = false
 		c.builder.Reset()
@@ -224,17 +226,27 @@ func (c *Core) stepDown() {
 // storageAppend turns raft's write into WAL records. A changed commit index alone is
 // not written: it rides with the next entries.
 func (c *Core) storageAppend(m *pb.Message) {
+	if c.install != nil {
+		c.install.hold(m, c.incoming)
+		return
+	}
+	if !raft.IsEmptySnap(m.GetSnapshot()) && !c.logStart {
+		c.beginInstall(m)
+		return
+	}
 	req := &appendReq{resps: m.GetResponses()}
+	if c.logStart {
+		req.add(c.startRecord(), 0)
+		c.logStart = false
+	}
 	for _, e := range m.GetEntries() {
 		c.addEntry(req, e)
 	}
 	if hs := hardStateOf(m); hs != nil {
 		termOrVote := hs.GetTerm() != c.log.hs.GetTerm() || hs.GetVote() != c.log.hs.GetVote()
 		c.log.hs = pb.HardState{Term: hs.Term, Vote: hs.Vote, Commit: hs.Commit}
-		if termOrVote || len(req.records) > 0 && len(c.cfg.Voters) > 1 {
-			h := wal.HardState{Term: hs.GetTerm(), Vote: hs.GetVote(), Commit: min(hs.GetCommit(), c.log.last())}
-			req.records = append(req.records, h.Record(c.cfg.ID, c.cfg.Incarnation))
-			req.indexes = append(req.indexes, 0)
+		if termOrVote || len(req.records) > 0 && !c.Alone() {
+			req.add(c.stateRecord(), 0)
 		}
 	}
 	if len(req.records) == 0 {
@@ -244,6 +256,17 @@ func (c *Core) storageAppend(m *pb.Message) {
 		// Responses wait for all writes before them: an empty write keeps the order.
 	}
 	c.submit(req)
+}
+
+func (r *appendReq) add(rec wal.Record, index uint64) {
+	r.records = append(r.records, rec)
+	r.indexes = append(r.indexes, index)
+}
+
+// stateRecord is the record of the present hard state.
+func (c *Core) stateRecord() wal.Record {
+	h := wal.HardState{Term: c.log.hs.GetTerm(), Vote: c.log.hs.GetVote(), Commit: min(c.log.hs.GetCommit(), c.log.last())}
+	return h.Record(c.cfg.ID, c.cfg.Incarnation)
 }
 
 func hardStateOf(m *pb.Message) *pb.HardState {
@@ -275,13 +298,17 @@ func (c *Core) addEntry(req *appendReq, e *pb.Entry) {
 			req.own++
 		}
 	} else {
-		s.cc = e.GetData()
-		rec.PayloadCRC = msg.CRC(nil)
+		var b []byte
+		if s.typ != pb.EntryNormal {
+			s.cc = e.GetData()
+			b = appendConfPayload(nil, s.cc)
+			rec.Payload = [][]byte{b}
+		}
+		rec.PayloadCRC = msg.CRC(b)
 	}
 	c.durable = min(c.durable, e.GetIndex()-1)
 	c.log.put(e.GetIndex(), e.GetTerm(), s)
-	req.records = append(req.records, rec)
-	req.indexes = append(req.indexes, e.GetIndex())
+	req.add(rec, e.GetIndex())
 	req.last = e.GetIndex()
 }
 
@@ -388,6 +415,7 @@ func (c *Core) renew(req *appendReq) {
 	req.last = 0
 	for i, r := range req.records {
 		switch index := req.indexes[i]; {
+		case r.Type == wal.TypeLogStart:
 		case index == 0:
 			r.Term, r.Aux = c.log.hs.GetTerm(), c.log.hs.GetVote()
 		case c.log.slot(index) == nil || c.log.termOf(index) != r.Term:

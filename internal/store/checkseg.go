@@ -67,13 +67,13 @@ func (c *segmentCheck) check(f vfs.File) error {
 		c.t, c.runs, end = t, runs, int64(t.dirPos)
 	}
 	c.run, c.bodies, c.seed = -1, map[uint64]checkedBody{}, maphash.MakeSeed()
-	sc := newScanner(f, uint32(c.m.ID), end)
+	sc := newScanner(f, c.m.seal(), end)
 	defer sc.close()
 	h, err := sc.fill(0, segmentHeaderLen)
 	if err != nil {
 		return err
 	}
-	if !bytes.Equal(h, appendSegmentHeader(nil, c.m.Shard, c.m.ID)) {
+	if !bytes.Equal(h, appendSegmentHeader(nil, c.m.Shard, SegID(c.m.seal()))) {
 		c.damage(0, segmentHeaderLen, "header", nil)
 	}
 	if err := c.learn(f); err != nil {
@@ -91,7 +91,7 @@ func (c *segmentCheck) check(f vfs.File) error {
 func (c *segmentCheck) learn(f vfs.File) error {
 	c.parts = map[int64]Run{}
 	c.known = append(c.known, int64(c.t.duePos))
-	sc := newScanner(f, uint32(c.m.ID), int64(c.t.duePos))
+	sc := newScanner(f, c.m.seal(), int64(c.t.duePos))
 	defer sc.close()
 	for _, r := range c.runs {
 		c.known = append(c.known, int64(r.Pos), int64(r.Pos)+int64(r.Size))

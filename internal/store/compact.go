@@ -151,7 +151,7 @@ func (s *Store) openSource(g *segment, throttle func(int) error) (*source, error
 		return nil, err
 	}
 	src := &source{s: s, g: g, h: h, runs: runs, infos: infos, bodies: bodyReader{s: s, g: g}}
-	src.sc = newScanner(h.f, uint32(g.meta.ID), int64(g.meta.stats.duePos))
+	src.sc = newScanner(h.f, g.meta.seal(), int64(g.meta.stats.duePos))
 	src.sc.read = func(n int) {
 		s.metrics.bytesRead.Add(uint64(n))
 		if throttle != nil && src.err == nil {

@@ -17,6 +17,7 @@ const (
 	opSet                          // key, value
 	opUnset                        // key
 	opNextID                       // the least id that no segment has had
+	opAddCopy                      // as opAddSegment, then origin, seal
 )
 
 // change is one element of an edit; which fields mean something depends on kind.
@@ -40,8 +41,18 @@ type Edit struct {
 // AddSegment lists a segment that a Writer or Compact finished.
 func (e *Edit) AddSegment(m SegmentMeta) {
 	m.Runs = nil
-	e.changes = append(e.changes, change{kind: opAddSegment, meta: m})
+	e.changes = append(e.changes, change{kind: m.addKind(), meta: m})
 }
+
+func (m *SegmentMeta) addKind() uint8 {
+	if m.Seal != 0 {
+		return opAddCopy
+	}
+	return opAddSegment
+}
+
+// adds says whether the change lists a segment.
+func (c *change) adds() bool { return c.kind == opAddSegment || c.kind == opAddCopy }
 
 // DropSegment takes a segment off the list.
 func (e *Edit) DropSegment(id SegID) {
@@ -82,12 +93,15 @@ func (c *change) append(b []byte) []byte {
 		b = append(b, s...)
 	}
 	switch c.kind {
-	case opAddSegment:
+	case opAddSegment, opAddCopy:
 		own := uint64(0)
 		if c.meta.Own {
 			own = 1
 		}
 		u(uint64(c.meta.Shard), uint64(c.meta.ID), uint64(c.meta.Bytes), c.meta.Entries, own, uint64(c.meta.Set))
+		if c.kind == opAddCopy {
+			u(c.meta.Origin, uint64(c.meta.Seal))
+		}
 	case opDropSegment:
 		u(uint64(c.meta.ID))
 	case opCheckpoint:
@@ -111,11 +125,14 @@ func (c *change) append(b []byte) []byte {
 func parseChange(v *varints) (c change, ok bool) {
 	c.kind = v.u8()
 	switch c.kind {
-	case opAddSegment:
+	case opAddSegment, opAddCopy:
 		m := &c.meta
 		m.Shard, m.ID = v.u32(), SegID(v.u32())
 		m.Bytes, m.Entries = int64(v.u64()), v.u64()
 		m.Own, m.Set = v.u64() != 0, SegID(v.u32())
+		if c.kind == opAddCopy {
+			m.Origin, m.Seal = v.u64(), v.u32()
+		}
 	case opDropSegment:
 		c.meta.ID = SegID(v.u32())
 	case opCheckpoint:
@@ -173,15 +190,15 @@ func (st *manifestState) check(changes []change) error {
 			_, is = st.segs[id]
 		}
 		switch {
-		case c.kind == opAddSegment && (is || id == 0):
+		case c.adds() && (is || id == 0):
 			return fmt.Errorf("%w: segment %d is listed already", ErrInvalid, id)
 		case c.kind == opDropSegment && !is:
 			return fmt.Errorf("%w: segment %d is not listed", ErrInvalid, id)
-		case c.kind == opAddSegment || c.kind == opDropSegment:
+		case c.adds() || c.kind == opDropSegment:
 			if listed == nil {
 				listed = map[SegID]bool{}
 			}
-			listed[id] = c.kind == opAddSegment
+			listed[id] = c.adds()
 		}
 	}
 	return nil
@@ -192,7 +209,7 @@ func (st *manifestState) apply(changes []change) {
 	for i := range changes {
 		c := &changes[i]
 		switch c.kind {
-		case opAddSegment:
+		case opAddSegment, opAddCopy:
 			m := c.meta
 			m.stats = segmentStats{} // not in the file
 			st.segs[m.ID] = m
@@ -241,7 +258,8 @@ func (st *manifestState) encode() []byte {
 	add := func(c change) { b = c.append(b) }
 	add(change{kind: opNextID, next: st.next})
 	for _, id := range slices.Sorted(maps.Keys(st.segs)) {
-		add(change{kind: opAddSegment, meta: st.segs[id]})
+		m := st.segs[id]
+		add(change{kind: m.addKind(), meta: m})
 	}
 	for _, shard := range slices.Sorted(maps.Keys(st.shards)) {
 		sh := st.shards[shard]

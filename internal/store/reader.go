@@ -155,7 +155,7 @@ func (s *Store) readBlock(g *segment, pos int64, guess int, kind uint8) (*buf.Ch
 			return nil, err
 		}
 	}
-	b := openBlock(c.Bytes(), kind, uint32(g.meta.ID), pos)
+	b := openBlock(c.Bytes(), kind, g.meta.seal(), pos)
 	if b == nil {
 		c.Release()
 		return nil, nil
@@ -241,7 +241,7 @@ func (s *Store) readSpan(g *segment, run Run, x blockIndex, i, j int, first msg.
 	b := Block{chunk: c, first: first}
 	good := 0
 	for k := i; k < j; k++ {
-		block := openBlock(all[min(good, len(all)):], kindEntries, uint32(g.meta.ID), start+int64(good))
+		block := openBlock(all[min(good, len(all)):], kindEntries, g.meta.seal(), start+int64(good))
 		h, ok := parseEntriesHeader(block)
 		if !ok || h.log != run.Log || h.lane != run.Lane || h.first != x.first(k) {
 			// If anything before it can be had, the next call begins with it.

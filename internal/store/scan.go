@@ -88,7 +88,7 @@ func salvage(f vfs.File, m SegmentMeta) (t trailer, runs []Run, infos []runInfo,
 	if err != nil {
 		return t, nil, nil, err
 	}
-	sc := newScanner(f, uint32(m.ID), size)
+	sc := newScanner(f, m.seal(), size)
 	defer sc.close()
 	pos := int64(segmentHeaderLen)
 	for {
@@ -148,7 +148,7 @@ func (s *Store) rebuildIndex(g *segment, run Run) (*buf.Chunk, error) {
 	}
 	defer s.files.release(h)
 	end := int64(run.Pos) + int64(run.Size)
-	sc := newScanner(h.f, uint32(g.meta.ID), end)
+	sc := newScanner(h.f, g.meta.seal(), end)
 	defer sc.close()
 	x := make([]byte, blockHeaderLen)
 	add := func(first msg.Offset, pos int64) {

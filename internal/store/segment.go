@@ -187,7 +187,7 @@ func readDirectory(f vfs.File, m SegmentMeta) (t trailer, runs []Run, infos []ru
 		return t, nil, nil, "", err
 	}
 	t, reason = parseTrailer(tail[len(tail)-segmentTrailerLen:])
-	if reason == "" && (t.id != m.ID || t.shard != m.Shard || int64(t.fileLen) != size || t.entries != m.Entries) {
+	if reason == "" && (uint32(t.id) != m.seal() || t.shard != m.Shard || int64(t.fileLen) != size || t.entries != m.Entries) {
 		reason = "the trailer is another segment's"
 	}
 	if reason != "" {
@@ -202,7 +202,7 @@ func readDirectory(f vfs.File, m SegmentMeta) (t trailer, runs []Run, infos []ru
 			return t, nil, nil, "", err
 		}
 	}
-	block := openBlock(dir, kindDirectory, uint32(m.ID), int64(t.dirPos))
+	block := openBlock(dir, kindDirectory, m.seal(), int64(t.dirPos))
 	if block == nil {
 		return t, nil, nil, "directory", nil
 	}

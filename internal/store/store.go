@@ -142,7 +142,7 @@ func (s *Store) apply(e *Edit, effect func()) (dropped []*segment) {
 	for i := range e.changes {
 		c := &e.changes[i]
 		switch c.kind {
-		case opAddSegment:
+		case opAddSegment, opAddCopy:
 			s.segs[c.meta.ID] = newSegment(c.meta)
 		case opDropSegment:
 			g := s.segs[c.meta.ID]

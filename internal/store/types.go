@@ -50,11 +50,23 @@ type SegmentMeta struct {
 	// entries were merged into it: it orders segments by age. What is not Own of a
 	// set counts as one when segments are merged.
 	Set SegID
+	// Origin and Seal name a file that another store wrote: that store's identity and
+	// the file's id there, with which its checksums are made. Both 0 for own files.
+	Origin uint64
+	Seal   uint32
 	// Runs by ascending (Log, Lane, First); those of a log don't overlap. Owned by
 	// the caller; nil in Store.Segments.
 	Runs []Run
 
 	stats segmentStats
+}
+
+// seal returns the id with which the file's checksums are made.
+func (m *SegmentMeta) seal() uint32 {
+	if m.Seal != 0 {
+		return m.Seal
+	}
+	return uint32(m.ID)
 }
 
 // Errors; compare with errors.Is.
@@ -118,6 +130,9 @@ type Options struct {
 	// CheckpointBytes is the least size of deltas that leads to a new base;
 	// default 1 MiB.
 	CheckpointBytes int64
+	// Identity tells this store's files from those of others it exchanges files with.
+	// 0: what the directory has, or a random number. Fixed when it is first needed.
+	Identity uint64
 	// Events are hooks for logging and metrics.
 	Events Events
 }
