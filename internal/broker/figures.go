@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"slices"
 
+	"github.com/sluicemq/sluice/internal/engine"
 	"github.com/sluicemq/sluice/internal/queue"
 	"github.com/sluicemq/sluice/internal/route"
 )
@@ -21,6 +22,9 @@ type QueueFigure struct {
 	Unacked    uint64 `json:"messages_unacknowledged"`
 	Consumers  int    `json:"consumers"`
 }
+
+// Figures returns what the node under the broker measures of itself.
+func (b *Broker) Figures() *engine.Figures { return b.node.Figures() }
 
 // QueueFigures lists all queues by virtual host and name. Each shard is asked once for
 // every few hundred queues, so that its loop is not held up.

@@ -80,6 +80,7 @@ func (t *tail) oldest(keep int64) (from, to uint64) {
 // move writes the survivors of the submissions before number to into segments, installs
 // these and forgets the submissions.
 func (k *Keeper) move(s *Shard, from, to uint64, done store.Flushed) error {
+	begun := time.Now()
 	jobs, lanes, ok := s.collect(to)
 	if !ok {
 		return ErrStopped
@@ -126,6 +127,7 @@ func (k *Keeper) move(s *Shard, from, to uint64, done store.Flushed) error {
 	if !ok {
 		return ErrStopped
 	}
+	k.flushes.Record(time.Since(begun))
 	return nil
 }
 

@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/sluicemq/sluice/internal/hist"
 	"github.com/sluicemq/sluice/internal/msg"
 	"github.com/sluicemq/sluice/internal/shard"
 	"github.com/sluicemq/sluice/internal/store"
@@ -51,6 +52,11 @@ type Keeper struct {
 	jobs     int
 	pressure atomic.Bool
 	scarce   atomic.Int32 // reasons to think that the disk is nearly full
+
+	// How long it took to move messages into segments, to merge or rewrite segments, and
+	// to make a checkpoint durable; and the bytes that merging wrote.
+	flushes, merges, checkpoints hist.Histogram
+	rewritten                    atomic.Int64
 }
 
 func newKeeper(st *store.Store, log *slog.Logger, budget int, spill int64) *Keeper {
@@ -188,6 +194,7 @@ func (k *Keeper) writeCuts() {
 func (k *Keeper) sleep(d time.Duration) bool { return k.wait(nil, d) }
 
 func (k *Keeper) writeCut(c shard.Cut) error {
+	begun := time.Now()
 	w, err := k.store.BeginCheckpoint(c.Shard)
 	if err != nil {
 		return err
@@ -201,6 +208,7 @@ func (k *Keeper) writeCut(c shard.Cut) error {
 	if err := w.Commit(c.Index, c.Extra(), nil); err != nil {
 		return err
 	}
+	k.checkpoints.Record(time.Since(begun))
 	k.done.Store(c.Shard, c.Index)
 	for _, s := range k.all {
 		if s.ID() == c.Shard {
@@ -489,6 +497,7 @@ func (l *place) follows(r store.Run, ids []store.SegID) bool {
 // compact rewrites the survivors of some segments. The new runs are known before the
 // old ones are forgotten, and those are pinned until then.
 func (k *Keeper) compact(s *Shard, ids []store.SegID) error {
+	begun := time.Now()
 	var old []store.Run
 	for _, id := range ids {
 		runs, err := k.store.Runs(id)
@@ -513,6 +522,10 @@ func (k *Keeper) compact(s *Shard, ids []store.SegID) error {
 	}
 	s.install(c.Outputs)
 	s.Call(func() { s.m.places.removeRuns(old) })
+	for _, m := range c.Outputs {
+		k.rewritten.Add(m.Bytes)
+	}
+	k.merges.Record(time.Since(begun))
 	return nil
 }
 

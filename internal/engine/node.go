@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/sluicemq/sluice/internal/hist"
 	"github.com/sluicemq/sluice/internal/msg"
 	"github.com/sluicemq/sluice/internal/queue"
 	"github.com/sluicemq/sluice/internal/shard"
@@ -102,6 +103,7 @@ type Node struct {
 	link     uint64
 	stepping *Stepping
 	tables   atomic.Pointer[[]*shard.Shard]
+	syncs    hist.Histogram // writes of the WAL with their sync
 	Recovery *wal.Recovery
 }
 
@@ -210,6 +212,7 @@ func (n *Node) open(cfg NodeConfig) error {
 				}
 			},
 			Failed: cfg.Failed,
+			Synced: func(_ int, d time.Duration) { n.syncs.Record(d) },
 		},
 	}
 	if s := cfg.Stepping; s != nil {

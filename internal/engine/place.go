@@ -41,8 +41,38 @@ type place struct {
 // places is the index of all lanes of a shard. Written by the loop alone, which also
 // reads without the lock; readers of other goroutines only look at runs, under it.
 type places struct {
-	mu    sync.RWMutex // guards runs of each place, and the map
+	mu    sync.RWMutex // guards runs of each place, the map, and perRuns
 	lanes map[lane]*place
+	// perRuns[n-1] is how many lanes have n runs. Invariant: the last is not 0.
+	perRuns []int
+}
+
+// setRuns replaces the runs of a lane. p.mu is held.
+func (p *places) setRuns(l *place, runs []store.Run) {
+	p.countRuns(len(l.runs), -1)
+	p.countRuns(len(runs), 1)
+	l.runs = runs
+}
+
+// countRuns notes that by more lanes have n runs. p.mu is held.
+func (p *places) countRuns(n, by int) {
+	if n == 0 {
+		return
+	}
+	for len(p.perRuns) < n {
+		p.perRuns = append(p.perRuns, 0)
+	}
+	p.perRuns[n-1] += by
+	for k := len(p.perRuns); k > 0 && p.perRuns[k-1] == 0; k-- {
+		p.perRuns = p.perRuns[:k-1]
+	}
+}
+
+// runsMax returns how many runs the lane with the most of them has; for any goroutine.
+func (p *places) runsMax() int {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	return len(p.perRuns)
 }
 
 func (p *places) of(k lane) *place {
@@ -68,7 +98,7 @@ func (p *places) addRuns(runs []store.Run) {
 			p.lanes[k] = l
 		}
 		i := sort.Search(len(l.runs), func(i int) bool { return l.runs[i].First > r.First })
-		l.runs = slices.Insert(l.runs, i, r)
+		p.setRuns(l, slices.Insert(l.runs, i, r))
 	}
 }
 
@@ -86,7 +116,7 @@ func (p *places) addSorted(runs []store.Run) {
 		if p.lanes[k] == nil {
 			p.lanes[k] = &place{}
 		}
-		p.lanes[k].runs = append([]store.Run(nil), runs[:n]...)
+		p.setRuns(p.lanes[k], slices.Clone(runs[:n]))
 		runs = runs[n:]
 	}
 }
@@ -97,7 +127,10 @@ func (p *places) removeRuns(runs []store.Run) {
 	defer p.mu.Unlock()
 	for _, r := range runs {
 		if l := p.lanes[lane{r.Log, r.Lane}]; l != nil {
+			n := len(l.runs)
 			l.runs = slices.DeleteFunc(l.runs, func(x store.Run) bool { return x.Seg == r.Seg && x.First == r.First })
+			p.countRuns(n, -1)
+			p.countRuns(len(l.runs), 1)
 			if len(l.runs) == 0 {
 				l.runs = nil
 				if len(l.notes) == 0 {
@@ -113,20 +146,20 @@ func (p *places) clear() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	clear(p.lanes)
+	p.perRuns = nil
 }
 
-// drop forgets a log and returns the runs it had.
-func (p *places) drop(log msg.LogID, lanes []uint8) (runs []store.Run) {
+// drop forgets a log.
+func (p *places) drop(log msg.LogID, lanes []uint8) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, n := range lanes {
 		k := lane{log, n}
 		if l := p.lanes[k]; l != nil {
-			runs = append(runs, l.runs...)
+			p.setRuns(l, nil)
 			delete(p.lanes, k)
 		}
 	}
-	return runs
 }
 
 // run finds the run that holds the first message at or after off; safe for any

@@ -16,6 +16,7 @@ import (
 
 	"github.com/sluicemq/sluice/internal/broker"
 	"github.com/sluicemq/sluice/internal/config"
+	"github.com/sluicemq/sluice/internal/engine"
 )
 
 func start(t *testing.T, dir string) *Server {
@@ -155,6 +156,54 @@ func TestVolatileQueuesDoNotSurvive(t *testing.T) {
 }
 
 // TestControlSocketListsQueues asks as the command line does.
+// ask gets a path of the control socket and decodes the JSON that it answers.
+func ask(t *testing.T, dir, path string, into any) {
+	t.Helper()
+	socket, done, err := SocketPath(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer done()
+	client := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+	}}}
+	defer client.CloseIdleConnections()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://x"+path, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	res, err := client.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	if err := json.NewDecoder(res.Body).Decode(into); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestControlSocketGivesFigures(t *testing.T) {
+	dir := t.TempDir()
+	s := start(t, dir)
+	defer func() { _ = s.Stop() }()
+	c, ch := dial(t, s)
+	defer c.Close()
+	if _, err := ch.QueueDeclare("q", true, false, false, false, nil); err != nil {
+		t.Fatal(err)
+	}
+	publish(t, ch, "", "q", "x", "y")
+	var f engine.Figures
+	ask(t, dir, "/figures", &f)
+	logs, turns := 0, uint64(0)
+	for _, s := range f.Shards {
+		logs += s.Logs
+		turns += s.Turns.Count()
+	}
+	if logs != 1 || turns < 3 || f.WAL.Syncs < 3 || f.WAL.SyncTime.Max() <= 0 {
+		t.Errorf("%+v", f)
+	}
+}
+
 func TestControlSocketListsQueues(t *testing.T) {
 	dir := t.TempDir()
 	s := start(t, dir)
@@ -165,28 +214,8 @@ func TestControlSocketListsQueues(t *testing.T) {
 		t.Fatal(err)
 	}
 	publish(t, ch, "", "q", "x", "y")
-	path, done, err := SocketPath(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer done()
-	client := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "unix", path)
-	}}}
-	defer client.CloseIdleConnections()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://x/queues", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	res, err := client.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer res.Body.Close()
 	var list []broker.QueueFigure
-	if err := json.NewDecoder(res.Body).Decode(&list); err != nil {
-		t.Fatal(err)
-	}
+	ask(t, dir, "/queues", &list)
 	if len(list) != 1 || list[0].Name != "q" || list[0].Ready != 2 {
 		t.Fatalf("%+v", list)
 	}

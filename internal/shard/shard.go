@@ -7,6 +7,7 @@ import (
 
 	pb "go.etcd.io/raft/v3/raftpb"
 
+	"github.com/sluicemq/sluice/internal/hist"
 	"github.com/sluicemq/sluice/internal/msg"
 	"github.com/sluicemq/sluice/internal/wal"
 )
@@ -51,6 +52,7 @@ type Shard struct {
 	room   chan struct{}
 	blocks atomic.Int32 // senders waiting in SubmitWait
 	table  atomic.Pointer[wal.ShardState]
+	turns  hist.Histogram // how long turns took
 
 	// The turn: held by whoever runs the Turner, the loop or a caller of runHere. It
 	// guards the Turner and what follows.
@@ -59,6 +61,7 @@ type Shard struct {
 	calls    []func()
 	nextTick time.Time
 	asleep   time.Time // until when the loop sleeps unless it is woken; zero: no limit
+	more     bool      // the last turn left something to do
 }
 
 // New recovers a shard; Start lets it run. cfg.Post and cfg.PostHere are set here.
@@ -97,6 +100,11 @@ func (s *Shard) ID() uint32 { return s.id }
 // Core returns the state machine, for functions that Post or Call runs; nil if the
 // shard was made by NewWith.
 func (s *Shard) Core() *Core { return s.core }
+
+// Turns returns how long the shard's turns took; those that found nothing to do aren't
+// counted. While a turn lasts everything else of the shard waits. Safe for concurrent
+// use.
+func (s *Shard) Turns() hist.Snapshot { return s.turns.Snapshot() }
 
 // Table returns the last published row for the head of a WAL file; safe for concurrent
 // use.
@@ -338,6 +346,8 @@ func (s *Shard) step(elsewhere bool) (more, stop bool) {
 	s.calls, s.in.calls = s.in.calls, s.calls[:0]
 	stop = s.in.stop
 	s.in.Unlock()
+	begun := time.Now()
+	busy := len(s.calls) > 0 || len(s.subs) > 0 || s.more || !s.asleep.IsZero() && !begun.Before(s.asleep)
 	for i, fn := range s.calls {
 		fn()
 		s.calls[i] = nil
@@ -357,6 +367,9 @@ func (s *Shard) step(elsewhere bool) (more, stop bool) {
 	more = s.turner.Turn()
 	s.publishTable()
 	s.signalRoom()
+	if s.more = more; busy || more {
+		s.turns.Record(time.Since(begun))
+	}
 	return more, false
 }
 

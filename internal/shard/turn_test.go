@@ -3,6 +3,8 @@ package shard
 import (
 	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 )
 
 // countingTurner complains when two goroutines use it at the same time.
@@ -73,4 +75,42 @@ func TestPostHereLeavesTheRestToTheLoop(t *testing.T) {
 		})
 		<-ran
 	}
+}
+
+// slowTurner takes its time for what it was given, and for one turn more after that.
+type slowTurner struct{ turns, left int }
+
+func (*slowTurner) Submit(Sub) {}
+func (s *slowTurner) Stop()    {}
+func (s *slowTurner) Turn() bool {
+	if s.left > 0 {
+		s.turns, s.left = s.turns+1, s.left-1
+		time.Sleep(time.Second)
+	}
+	return s.left > 0
+}
+
+// TestTurnsAreCounted: each turn that had something to do, with its duration; waking up
+// for nothing is none.
+func TestTurnsAreCounted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		turner := &slowTurner{}
+		s := NewWith(1, turner)
+		s.Start()
+		synctest.Wait()
+		for range 5 {
+			s.kick() // for nothing
+			synctest.Wait()
+		}
+		s.Call(func() { turner.left = 3 })
+		time.Sleep(10 * time.Second)
+		if h := s.Turns(); h.Count() != 3 || h.Max() != time.Second || h.Quantile(0) != time.Second {
+			t.Errorf("%d turns of %v to %v", h.Count(), h.Quantile(0), h.Max())
+		}
+		s.postHere(func() { time.Sleep(time.Minute) })
+		if h := s.Turns(); h.Count() != 4 || h.Max() != time.Minute {
+			t.Errorf("%d turns, at most %v: one on another goroutine is missing", h.Count(), h.Max())
+		}
+		s.Stop()
+	})
 }

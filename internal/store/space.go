@@ -143,6 +143,13 @@ func (s *Store) Forgive(id SegID) {
 	}
 }
 
+// estimate returns about how many bytes are live.
+func (a *account) estimate() int64 {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.est
+}
+
 func (a *account) isDamaged() bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()

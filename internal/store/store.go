@@ -336,6 +336,9 @@ func (s *Store) Metrics() Metrics {
 		if g.listed {
 			m.Segments++
 			m.SegmentBytes += g.meta.Bytes
+			live := g.acct.estimate()
+			m.LiveBytes += live
+			m.DeadBytes += g.meta.stats.total - live
 		} else {
 			m.Pinned++
 		}

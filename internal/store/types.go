@@ -189,6 +189,7 @@ type CheckpointInfo struct {
 type Metrics struct {
 	Segments, Pinned          int // listed; dropped but pinned
 	SegmentBytes              int64
+	LiveBytes, DeadBytes      int64 // of entries and bodies in the segments, estimated
 	CacheHits, CacheMisses    uint64
 	CacheBytes                int64
 	OpenFiles                 int
