@@ -16,6 +16,16 @@
 // says, the runs are looked up last, so a hint that has become stale does no harm; a
 // message found nowhere has been settled meanwhile.
 //
+// # Outboxes
+//
+// What a shard owes another shard is a record in its hidden log for that shard, written
+// by the command that causes it (Builder.Owe). The leader consumes such logs like a
+// session would; its mover reads the records, which are submissions, and offers them
+// through a Transport to the target, as a link whose numbers are the offsets: so the
+// target applies each exactly once. It answers how far it is, and what has arrived is
+// settled. At start, and when either side's leader changes, the source asks and begins
+// again from there.
+//
 // # Upkeep
 //
 // One goroutine per node (Keeper) moves what is still unsettled in the oldest WAL file

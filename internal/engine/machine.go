@@ -31,7 +31,8 @@ type Machine struct {
 	leading bool
 	flushed uint64 // WAL files up to here were flushed before this start
 	op      msg.Op
-	out     func(*queue.Delivery)
+	give    func(*queue.Delivery)
+	out     *outboxes // nil when volatile
 
 	waitingGets []*get
 	returns     map[msg.LogID][]counted // requeues that wait for their counts to be applied
@@ -79,7 +80,7 @@ func New(c Config) *Machine {
 		m.flushed = c.Store.Flushed(c.Shard).WALSeq
 	}
 	m.dispatch = queue.NewDispatch(m.ledger, m)
-	m.out = m.deliver
+	m.give = m.deliver
 	return m
 }
 
@@ -217,6 +218,9 @@ func (m *Machine) applyAppend(c *shard.Command, sub uint64, i int, op *msg.Op, r
 				l.notes = append(l.notes, n)
 				m.cut.notes = append(m.cut.notes, laneNote{lane{t.Log, t.Lane}, n})
 			}
+			if msg.IsOutbox(t.Log) {
+				m.owes(c, t.Log, out.First, op.N, res)
+			}
 			if m.leading {
 				m.dispatch.Appended(t.Log, t.Lane, out.First, uint64(op.N))
 			}
@@ -230,6 +234,17 @@ func (m *Machine) applyAppend(c *shard.Command, sub uint64, i int, op *msg.Op, r
 		case queue.Refused:
 			res.Outcomes = append(res.Outcomes, shard.Outcome{Op: i, Target: k, Code: shard.Refused})
 		}
+	}
+}
+
+// owes notes submissions for another shard.
+func (m *Machine) owes(c *shard.Command, log msg.LogID, first msg.Offset, n int, res *shard.Result) {
+	target := msg.OutboxTarget(log)
+	if m.leading && m.out != nil {
+		m.out.open(target)
+	}
+	if c.Local {
+		res.Moves = append(res.Moves, shard.Move{Target: target, Seq: first + uint64(n)})
 	}
 }
 
@@ -322,10 +337,18 @@ func (m *Machine) Lead(uint64) {
 	m.leading = true
 	clear(m.returns)
 	m.dispatch.Start(false)
+	if m.out != nil {
+		m.out.lead()
+	}
 }
 
 // Follow implements shard.Machine.
-func (m *Machine) Follow() { m.leading = false }
+func (m *Machine) Follow() {
+	m.leading = false
+	if m.out != nil {
+		m.out.follow()
+	}
+}
 
 // Drive implements shard.Machine: deliver, and reserve ahead. Not once it was told to
 // follow, which may be before its Core is: at a clean stop.
@@ -333,7 +356,10 @@ func (m *Machine) Drive(b *msg.Builder) bool {
 	if !m.leading {
 		return false
 	}
-	more := m.dispatch.Run(deliveriesPerTurn, m.out)
+	if m.out != nil {
+		m.out.drive()
+	}
+	more := m.dispatch.Run(deliveriesPerTurn, m.give)
 	m.tryGets()
 	m.dispatch.WantReserve(func(log msg.LogID, n uint8, upto msg.Offset) { b.Reserve(log, n, upto) })
 	return more

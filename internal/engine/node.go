@@ -9,6 +9,7 @@ import (
 	"math"
 	"path/filepath"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -69,6 +70,9 @@ type NodeConfig struct {
 	// Stepping, if set, replaces goroutines and clock. The node then runs as its methods
 	// Shards, Upkeep and WriteCuts and its WAL's Step are called.
 	Stepping *Stepping
+
+	// transport, for tests, is put in front of the node's own one.
+	transport func(Transport) Transport
 }
 
 // Replicas says which nodes hold the same shards; the zero value is this one alone.
@@ -76,6 +80,8 @@ type Replicas struct {
 	Node   uint64   // this one, default 1
 	Voters []uint64 // all, default Node
 	Sender shard.Sender
+	// Transport carries what shards owe each other; default within this node.
+	Transport Transport
 }
 
 // Stepping lets one goroutine drive a node over a time of its own, as simulations do.
@@ -100,7 +106,11 @@ type Node struct {
 	meta     *shard.Shard
 	queues   []*Shard
 	volatile *Shard
+	number   uint32 // of this node
+	start    uint32 // the number of this start
 	link     uint64
+	txs      atomic.Uint64 // transactions numbered since the start
+	movers   sync.WaitGroup
 	stepping *Stepping
 	tables   atomic.Pointer[[]*shard.Shard]
 	syncs    hist.Histogram // writes of the WAL with their sync
@@ -171,6 +181,18 @@ func (c *NodeConfig) setDefaults() {
 	}
 }
 
+// via returns what carries transfers between the shards of n.
+func (c *NodeConfig) via(n *Node) Transport {
+	t := c.Replicas.Transport
+	if t == nil {
+		t = local{n}
+	}
+	if c.transport != nil {
+		t = c.transport(t)
+	}
+	return t
+}
+
 func (n *Node) open(cfg NodeConfig) error {
 	so := store.Options{}
 	if cfg.Stepping != nil {
@@ -189,7 +211,8 @@ func (n *Node) open(cfg NodeConfig) error {
 	if err != nil {
 		return err
 	}
-	n.link = shard.LinkID(uint32(cfg.Replicas.Node), incarnation)
+	n.number, n.start = uint32(cfg.Replicas.Node), incarnation
+	n.link = shard.LinkID(n.number, n.start)
 	n.aside, err = openQuarantine(cfg.FS, cfg.Dir, cfg.Log)
 	if err != nil {
 		return err
@@ -264,7 +287,11 @@ func (n *Node) openShards(cfg NodeConfig, shards int, found *store.Recovery) err
 		n.meta = meta
 		n.keeper.all = append(n.keeper.all, meta)
 	}
-	for id := uint32(1); id <= uint32(shards); id++ {
+	peers := make([]uint32, shards)
+	for i := range peers {
+		peers[i] = uint32(i + 1)
+	}
+	for _, id := range peers {
 		m := New(Config{Shard: id, Store: n.store, WAL: n.wal, Log: cfg.Log, aside: n.aside, TailCache: cfg.TailCache})
 		sh, err := n.openShard(cfg, id, m, func() error { return m.RestoreDone(runs[id]) })
 		if err != nil {
@@ -272,7 +299,9 @@ func (n *Node) openShards(cfg NodeConfig, shards int, found *store.Recovery) err
 		}
 		m.Bind(sh.Core())
 		m.reportLive()
-		n.queues = append(n.queues, &Shard{sh, m})
+		s := &Shard{sh, m}
+		m.BindOutboxes(s, cfg.via(n), sh.Core().LinkApplied, peers)
+		n.queues = append(n.queues, s)
 		n.keeper.all = append(n.keeper.all, sh)
 	}
 	vm := New(Config{Shard: VolatileShard, Volatile: true, Store: n.store, Log: cfg.Log, aside: n.aside})
@@ -341,6 +370,11 @@ func (n *Node) openShard(cfg NodeConfig, id uint32, m shard.Machine, loaded func
 			}
 		},
 		CheckpointBytes: cfg.CheckpointBytes, CheckpointEntries: cfg.CheckpointEntries,
+		Moved: func(source uint32, gap bool) {
+			if qm, ok := m.(*Machine); ok {
+				qm.out.arrived(source, gap)
+			}
+		},
 	}
 	step := cfg.Stepping
 	if step == nil {
@@ -385,6 +419,10 @@ func (n *Node) run() {
 	for _, s := range append(n.queues, n.volatile) {
 		s.awaitLead()
 	}
+	for _, s := range n.queues {
+		n.movers.Go(s.m.out.mover.run)
+	}
+	n.Sweep()
 }
 
 // awaitLead waits until the shard leads, which with one voter takes one write.
@@ -452,6 +490,10 @@ func (n *Node) Close() error {
 	for _, s := range n.queues {
 		s.sealReserves()
 	}
+	for _, s := range n.queues {
+		close(s.m.out.mover.stop)
+	}
+	n.movers.Wait()
 	n.keeper.close()
 	for _, s := range n.queues {
 		s.Stop()

@@ -19,7 +19,7 @@ const skipShift = 40
 type Reader struct {
 	op   msg.Op
 	rec  msg.Record // the one that is handed out; one for all, so that none is allocated
-	last struct { // a submission read back from the WAL
+	last struct {   // a submission read back from the WAL
 		m   *Machine
 		sub uint64
 		c   *buf.Chunk

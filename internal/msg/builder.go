@@ -80,6 +80,12 @@ func (b *Builder) Append(targets []Target, e *Envelope, pieces ...[]byte) {
 	b.put(g, e, pieces)
 }
 
+// Owe adds a submission for another shard: it goes into the outbox for that and is
+// applied there exactly once.
+func (b *Builder) Owe(target uint32, sub Submission) {
+	b.Append([]Target{{Log: OutboxLog(target)}}, &Envelope{}, sub)
+}
+
 // AppendIf is Append with a precondition and, when parts is positive, a body that
 // lies in so many parts under partKey; it makes an operation of its own.
 func (b *Builder) AppendIf(targets []Target, c Cond, partKey uint64, parts int, e *Envelope, pieces ...[]byte) {

@@ -165,6 +165,9 @@ func (c *Core) applyPart(index uint64, i int, p msg.Part, ch *buf.Chunk, pos wal
 		Index: index, Part: i, TimeMS: c.timeMS, Sub: p.Sub, Chunk: ch, Pos: pos, Local: local,
 	})
 	if !local {
+		if source, ok := OutboxSource(p.Link); ok && c.leading && c.cfg.Moved != nil {
+			c.cfg.Moved(source, false)
+		}
 		return
 	}
 	if s, ok := c.pending.pop(p.Seq); ok {

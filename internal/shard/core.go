@@ -116,6 +116,9 @@ type Config struct {
 	LagBytes   int64
 	// ElectionTicks is the election timeout; heartbeats are sent each tick. Default 10.
 	ElectionTicks int
+	// Moved is told when this node leads and applied something of the link of another
+	// shard's outbox; with gap, that what came of it left something out. May be nil.
+	Moved func(source uint32, gap bool)
 	// Blocked is told when the disk refuses the shard's writes and when it takes them
 	// again. May be nil.
 	Blocked func(bool)
@@ -493,6 +496,9 @@ func (c *Core) Tick() {
 
 // Failed returns why the shard failed for good, nil while it works.
 func (c *Core) Failed() error { return c.failed }
+
+// LinkApplied returns the last sequence of a link that was applied.
+func (c *Core) LinkApplied(link uint64) uint64 { return c.links.last[link] }
 
 // Applied returns the index of the last applied entry.
 func (c *Core) Applied() uint64 { return c.applied }

@@ -11,10 +11,21 @@ func LinkID(node uint32, incarnation uint32) uint64 {
 	return uint64(node)<<32 | uint64(incarnation)
 }
 
+// outboxBit marks the links that are no node's: what one shard owes another. They have no
+// incarnation. Nodes have numbers below 2^31.
+const outboxBit = 1 << 63
+
+// OutboxLink returns the id of the link on which a shard sends what it owes another one.
+func OutboxLink(source uint32) uint64 { return outboxBit | uint64(source) }
+
+// OutboxSource returns the shard whose outbox a link is, ok=false for a node's link.
+func OutboxSource(id uint64) (source uint32, ok bool) { return uint32(id), id&outboxBit != 0 }
+
 func linkNode(id uint64) uint32 { return uint32(id >> 32) }
 
 // links is the replicated table of links: the last accepted sequence of each. One
-// incarnation a node: O(nodes).
+// incarnation a node, and one for each shard that owes this one something: O(nodes and
+// shards).
 type links struct {
 	last map[uint64]uint64
 }
@@ -31,7 +42,7 @@ const (
 // check says what accept would, without changing anything.
 func (l *links) check(id, seq uint64) verdict {
 	for other := range l.last {
-		if linkNode(other) == linkNode(id) && other > id {
+		if id&outboxBit == 0 && linkNode(other) == linkNode(id) && other > id {
 			return linkStale
 		}
 	}
@@ -50,7 +61,7 @@ func (l *links) accept(id, seq uint64) verdict {
 	if v != linkAccept {
 		return v
 	}
-	if _, known := l.last[id]; !known {
+	if _, known := l.last[id]; !known && id&outboxBit == 0 {
 		for other := range l.last {
 			if linkNode(other) == linkNode(id) {
 				delete(l.last, other)

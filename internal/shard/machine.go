@@ -27,10 +27,19 @@ type Result struct {
 	Err error
 	// Outcomes lists the append targets that were not simply appended.
 	Outcomes []Outcome
+	// Moves lists the submissions for other shards that this one put into outboxes.
+	Moves []Move
 	// Refused: a requirement of the submission did not hold, so nothing of it was done.
 	Refused bool
 	// Value is the machine's own answer, e.g. that of a metadata operation.
 	Value any
+}
+
+// Move is a submission for another shard: it is on its way, as number Seq of the shard's
+// outbox for Target.
+type Move struct {
+	Target uint32
+	Seq    uint64
 }
 
 // OutcomeCode says what became of one target of an append.

@@ -83,12 +83,21 @@ func (c *Core) addOffers(room func(bytes int) bool, add func(msg.Part, *buf.Chun
 			add(o.part, ch)
 		case o.part.Seq > next && c.gaps[o.part.Link] != next: // a repeat says nothing
 			c.gaps[o.part.Link] = next
-			c.cfg.Sender.Missing(c.cfg.ID, o.part.Link, c.term, next)
+			c.missing(o.part.Link, next)
 		}
 		c.offered[0] = offer{}
 		c.offered = c.offered[1:]
 	}
 	c.offered = nil
+}
+
+// missing reports a gap in the offers of a link.
+func (c *Core) missing(link, want uint64) {
+	if source, ok := OutboxSource(link); !ok {
+		c.cfg.Sender.Missing(c.cfg.ID, link, c.term, want)
+	} else if c.cfg.Moved != nil {
+		c.cfg.Moved(source, true)
+	}
 }
 
 func (c *Core) proposeBatch(parts []msg.Part, chunks []*buf.Chunk) {
