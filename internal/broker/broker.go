@@ -15,7 +15,6 @@ import (
 	"encoding/base64"
 	"fmt"
 	"log/slog"
-	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -73,6 +72,7 @@ func Open(cfg Config) (*Broker, error) {
 	nc.MetaLoaded, nc.Log = b.meta.restored, cfg.Log
 	nc.Blocked = b.diskRefuses
 	nc.QueueOf = b.queueOf
+	nc.Refuses = func(yes bool) { b.setBlocked(reasonDisk+": messages refused", yes) }
 	nc.Grown = func() { poke(b.grown) }
 	if nc.FS == nil {
 		nc.FS = vfs.OS()
@@ -83,11 +83,7 @@ func Open(cfg Config) (*Broker, error) {
 		return nil, err
 	}
 	b.node = node
-	if err := b.firstStart(); err != nil {
-		_ = node.Close()
-		return nil, err
-	}
-	if err := b.reconcile(); err != nil {
+	if err := b.prepare(); err != nil {
 		_ = node.Close()
 		return nil, err
 	}
@@ -192,6 +188,28 @@ func (d metaDone) Completed(_ uint32, _ uint64, res shard.Result) {
 		r = meta.Result{Outcome: meta.Refused, Err: berr.New(berr.Unavailable, "definition not committed: %v", res.Err)}
 	}
 	d <- r
+}
+
+// prepare writes what has to be there before clients come. On a full disk it gives up.
+func (b *Broker) prepare() error {
+	done := make(chan error, 1)
+	go func() {
+		err := b.firstStart()
+		if err == nil {
+			err = b.reconcile()
+		}
+		done <- err
+	}()
+	for {
+		select {
+		case err := <-done:
+			return err
+		case <-time.After(engine.StartPatience):
+			if b.node.Starved() {
+				return engine.ErrDiskFull // the node's Close ends the wait for it
+			}
+		}
+	}
 }
 
 func (b *Broker) firstStart() error {
@@ -310,31 +328,27 @@ const (
 	diskEvery  = 500 * time.Millisecond
 )
 
-// watchDisk stops publishers while free space is below what settling, a flush and a
-// merge need.
+// watchDisk stops publishers while there is less free space than its mark, or the
+// reserve for a full disk isn't whole. They are let in again when there is a quarter
+// more, so that a few messages don't stop them at once.
 func (b *Broker) watchDisk() {
 	low := false
-	file := b.cfg.Node.WALFileBytes
-	if file == 0 {
-		file = 64 << 20
-	}
 	for {
-		if sp, err := b.cfg.FS.FreeSpace(filepath.Clean(b.cfg.Dir)); err == nil {
-			reserve := uint64(4 * file)
-			if reserve > sp.Total/4 {
-				reserve = sp.Total / 4
+		if sp, err := b.node.DiskSpace(); err == nil {
+			mark := sp.Mark
+			if low {
+				mark += mark / 4
 			}
-			now := sp.Free < reserve+reserve/20
-			if now != low {
+			if now := sp.Free < mark || sp.Missing > 0; now != low {
 				low = now
-				b.cfg.Log.Warn("disk space", "low", low, "free", sp.Free, "reserve", reserve)
+				b.cfg.Log.Warn("disk space", "low", low, "free", sp.Free, "mark", sp.Mark, "reserve_missing", sp.Missing)
 				b.setBlocked(reasonDisk, low)
 				b.node.DiskLow(low)
 			}
 		}
 		select {
 		case <-time.After(diskEvery):
-		case <-b.grown: // a fast publisher fills the reserve sooner than that
+		case <-b.grown: // a fast publisher fills the rest sooner than that
 		case <-b.stop:
 			return
 		}

@@ -141,6 +141,11 @@ func (p *Publisher) add(id uint32, targets []msg.Target, e *msg.Envelope, body [
 
 func (p *Publisher) submit(sl *slot, token uint64) {
 	for p.s.b.node.Pressure(sl.shard.ID()) {
+		if p.s.b.node.Refuses() { // what makes room may wait behind this in the connection
+			sub := shard.Sub{Chunk: sl.b.Finish(), Done: &p.done, Token: token}
+			sub.Finish(sl.shard.ID(), shard.Result{Err: shard.ErrNoRoom})
+			return
+		}
 		select {
 		case <-time.After(time.Millisecond):
 			continue

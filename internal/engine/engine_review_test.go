@@ -112,7 +112,7 @@ func volatileShard(t *testing.T) (*Shard, *Keeper) {
 	m.Bind(mem)
 	s := &Shard{shard.NewWith(VolatileShard, mem), m}
 	s.Start()
-	s.awaitLead()
+	s.Call(func() {}) // its first turn makes it lead
 	k := newKeeper(st, slog.Default(), 2, 1)
 	k.volatile = s
 	t.Cleanup(func() { s.Stop(); _ = st.Close() })
@@ -214,7 +214,7 @@ func TestCloseOnFullDisk(t *testing.T) {
 	for starved := false; !starved; {
 		var b msg.Builder
 		appendTo(&b, 1, 1, 10_000)
-		s.SubmitWait(shard.Sub{Chunk: b.Finish()}, nil)
+		s.Submit(shard.Sub{Chunk: b.Finish()}) // as a settlement, which is never refused
 		s.Call(func() { starved = s.Core().Starved() })
 	}
 	closed := make(chan error, 1)

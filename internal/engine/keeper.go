@@ -14,6 +14,7 @@ import (
 	"github.com/sluicemq/sluice/internal/msg"
 	"github.com/sluicemq/sluice/internal/shard"
 	"github.com/sluicemq/sluice/internal/store"
+	"github.com/sluicemq/sluice/internal/vfs"
 	"github.com/sluicemq/sluice/internal/wal"
 )
 
@@ -34,8 +35,7 @@ type Keeper struct {
 	budget   int            // sealed WAL files that may wait
 	spill    int64          // bytes of the volatile shard's chunks
 
-	// free returns the bytes that the disk has left; nil if nobody knows.
-	free func() (int64, error)
+	disk *disk // nil if nobody knows
 
 	cuts struct {
 		sync.Mutex
@@ -224,9 +224,20 @@ func (k *Keeper) run() {
 		k.retireFiles()
 		k.spillVolatile()
 		k.space()
+		k.refill()
 		if !k.wait(k.wake, upkeepEvery) {
 			return
 		}
+	}
+}
+
+// refill takes back what was given up of the reserve for a full disk.
+func (k *Keeper) refill() {
+	if k.disk == nil {
+		return
+	}
+	if err := k.disk.fs.Fill(k.disk.room.mark); err != nil && !vfs.IsNoSpace(err) {
+		k.log.Warn("no space reserved for a full disk, trying again", "err", err)
 	}
 }
 
@@ -337,7 +348,12 @@ func (k *Keeper) space() {
 				k.log.Warn("segment not measured", "segment", id, "err", err)
 			}
 		}
-		groups := c.Rewrite
+		var groups [][]store.SegID
+		for _, g := range c.Rewrite {
+			if k.mayRewrite(s.ID(), g) {
+				groups = append(groups, g)
+			}
+		}
 		for _, g := range c.Merge {
 			if k.mayMerge(s.ID(), g) {
 				groups = append(groups, g)
@@ -364,20 +380,31 @@ func (k *Keeper) space() {
 // mayMerge says whether there is space for a merge, which takes as much as its inputs
 // before it gives that back, and saves none: half of what is free is not touched.
 func (k *Keeper) mayMerge(id uint32, group []store.SegID) bool {
-	if k.scarce.Load() > 0 {
-		return false
-	}
-	if k.free == nil {
-		return true
-	}
-	need := int64(0)
+	return k.scarce.Load() == 0 && k.fits(k.bytesOf(id, group), 2)
+}
+
+// mayRewrite says whether there is space for a rewrite, which takes at most half of its
+// inputs and saves more than that.
+func (k *Keeper) mayRewrite(id uint32, group []store.SegID) bool {
+	return k.fits(k.bytesOf(id, group)/2, 1)
+}
+
+func (k *Keeper) bytesOf(id uint32, group []store.SegID) (bytes uint64) {
 	for _, m := range k.store.Segments(id) {
 		if slices.Contains(group, m.ID) {
-			need += m.Bytes
+			bytes += uint64(m.Bytes)
 		}
 	}
-	free, err := k.free()
-	return err == nil && need <= free/2
+	return bytes
+}
+
+// fits says whether so many bytes are no more than a part of what is free.
+func (k *Keeper) fits(bytes, part uint64) bool {
+	if k.disk == nil {
+		return true
+	}
+	sp, err := k.disk.fs.FreeSpace(k.disk.dir)
+	return err == nil && k.disk.fs.Missing() == 0 && bytes <= sp.Free/part
 }
 
 // measure lets the store find out what a rewrite of a segment would keep.
@@ -510,7 +537,7 @@ func (k *Keeper) compact(s *Shard, ids []store.SegID) error {
 	if !ok {
 		return ErrStopped
 	}
-	c, err := k.store.Compact(ids, live, store.CompactOptions{})
+	c, err := k.store.Compact(ids, live, k.compaction())
 	if err != nil {
 		return err
 	}
@@ -527,6 +554,14 @@ func (k *Keeper) compact(s *Shard, ids []store.SegID) error {
 	}
 	k.merges.Record(time.Since(begun))
 	return nil
+}
+
+// compaction keeps compactions from using what is kept for a flush.
+func (k *Keeper) compaction() (o store.CompactOptions) {
+	if k.disk != nil {
+		o.FS = k.disk.fs.FS
+	}
+	return o
 }
 
 // install makes new segments known to the machine.

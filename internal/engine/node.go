@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"math"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -54,6 +53,9 @@ type NodeConfig struct {
 	// Blocked is told when the disk refuses a shard's writes, and when it takes them
 	// again; on the loop of that shard.
 	Blocked func(shard uint32, yes bool)
+	// Refuses is told when messages are refused since there is only room for settling,
+	// and when they are taken again.
+	Refuses func(yes bool)
 	// Grown is told when the write-ahead log needs another file: a moment to look how
 	// much space is left. It must not block.
 	Grown func()
@@ -99,6 +101,9 @@ type Stepping struct {
 // Node is an open data directory with its shards running.
 type Node struct {
 	lock     io.Closer
+	disk     *disk
+	started  bool       // goroutines run
+	refuses  func(bool) // NodeConfig.Refuses
 	store    *store.Store
 	wal      *wal.Log
 	keeper   *Keeper
@@ -144,9 +149,9 @@ func Open(cfg NodeConfig) (*Node, error) {
 	if err != nil {
 		return nil, fmt.Errorf("data directory %s: %w", cfg.Dir, err)
 	}
-	n := &Node{lock: lock, stepping: cfg.Stepping}
+	n := &Node{lock: lock, stepping: cfg.Stepping, refuses: cfg.Refuses}
 	if err := n.open(cfg); err != nil {
-		return nil, errors.Join(err, n.closeFiles())
+		return nil, errors.Join(err, n.abandon())
 	}
 	return n, nil
 }
@@ -194,11 +199,16 @@ func (c *NodeConfig) via(n *Node) Transport {
 }
 
 func (n *Node) open(cfg NodeConfig) error {
+	disk, err := openDisk(cfg)
+	if err != nil {
+		return err
+	}
+	n.disk = disk
 	so := store.Options{}
 	if cfg.Stepping != nil {
 		so = cfg.Stepping.Store
 	}
-	so.FS, so.Dir = cfg.FS, cfg.Dir
+	so.FS, so.Dir = disk.fs, cfg.Dir
 	st, found, err := store.Open(so)
 	if err != nil {
 		return err
@@ -213,20 +223,19 @@ func (n *Node) open(cfg NodeConfig) error {
 	}
 	n.number, n.start = uint32(cfg.Replicas.Node), incarnation
 	n.link = shard.LinkID(n.number, n.start)
-	n.aside, err = openQuarantine(cfg.FS, cfg.Dir, cfg.Log)
+	n.aside, err = openQuarantine(disk.fs, cfg.Dir, cfg.Log)
 	if err != nil {
 		return err
 	}
 	n.aside.queueOf = cfg.QueueOf
 	n.keeper = newKeeper(st, cfg.Log, cfg.WALFiles, cfg.VolatileMemory)
 	n.keeper.aside = n.aside
-	n.keeper.free = func() (int64, error) {
-		sp, err := cfg.FS.FreeSpace(cfg.Dir)
-		return int64(min(sp.Free, math.MaxInt64)), err
-	}
+	n.keeper.disk = disk
 	opts := wal.Options{
-		FS: cfg.FS, Dir: filepath.Join(cfg.Dir, "wal"), FileSize: cfg.WALFileBytes,
-		Tables: n.walTables, VerifyPayload: shard.VerifyPayload,
+		FS: disk.fs.InPlace(), Dir: filepath.Join(cfg.Dir, "wal"), FileSize: cfg.WALFileBytes,
+		Reserve: disk.room.walSpares, MaxSpare: disk.room.walSpares + 2,
+		Recycle: func() bool { return disk.fs.Missing() == 0 }, // a flush is what gives more space
+		Tables:  n.walTables, VerifyPayload: shard.VerifyPayload,
 		Events: wal.Events{
 			FileSealed: func(wal.SealedFile) {
 				poke(n.keeper.wake)
@@ -234,8 +243,14 @@ func (n *Node) open(cfg NodeConfig) error {
 					cfg.Grown()
 				}
 			},
+			FileRecycled: func(_ uint64, reused bool) {
+				if !reused {
+					n.keeper.refill() // at once, before somebody else takes it
+				}
+			},
 			Failed: cfg.Failed,
 			Synced: func(_ int, d time.Duration) { n.syncs.Record(d) },
+			Low:    n.setLow,
 		},
 	}
 	if s := cfg.Stepping; s != nil {
@@ -252,8 +267,7 @@ func (n *Node) open(cfg NodeConfig) error {
 	if err := n.openShards(cfg, shards, found); err != nil {
 		return err
 	}
-	n.run()
-	return nil
+	return n.run()
 }
 
 // settings reads what the first start fixed and counts this start.
@@ -403,10 +417,11 @@ func (n *Node) walTables() []wal.ShardState {
 	return out
 }
 
-func (n *Node) run() {
+func (n *Node) run() error {
 	n.Recovery = nil // holds an index of all entries
 	if n.stepping != nil {
-		return
+		n.announceLow()
+		return nil
 	}
 	if n.meta != nil {
 		n.meta.Start()
@@ -416,25 +431,23 @@ func (n *Node) run() {
 	}
 	n.volatile.Start()
 	n.keeper.start()
-	for _, s := range append(n.queues, n.volatile) {
-		s.awaitLead()
+	n.announceLow()
+	n.started = true
+	var err error
+	if n.meta != nil {
+		err = awaitLead(n.meta, func() bool { _, leads := n.meta.Core().Term(); return leads })
 	}
+	for _, s := range n.queues {
+		if err == nil {
+			err = awaitLead(s.Shard, func() bool { return s.m.leading })
+		}
+	}
+	n.volatile.Call(func() {}) // its first turn makes it lead
 	for _, s := range n.queues {
 		n.movers.Go(s.m.out.mover.run)
 	}
 	n.Sweep()
-}
-
-// awaitLead waits until the shard leads, which with one voter takes one write.
-func (s *Shard) awaitLead() {
-	for leads := false; !leads; {
-		if !s.Call(func() { leads = s.m.leading || s.Core() != nil && s.Core().Failed() != nil }) {
-			return
-		}
-		if !leads {
-			time.Sleep(time.Millisecond)
-		}
-	}
+	return err
 }
 
 // Shards lists all shards, for a driver to step; the volatile one is the last.
@@ -484,6 +497,14 @@ func (n *Node) Pressure(shard uint32) bool {
 // space back that it would else keep for later.
 func (n *Node) DiskLow(yes bool) { n.keeper.setScarce(yes) }
 
+// abandon closes what a failed start has opened.
+func (n *Node) abandon() error {
+	if n.started {
+		return n.Close()
+	}
+	return n.closeFiles()
+}
+
 // Close stops the shards after writing how far deliveries really went, so that a clean
 // restart flags nothing that was never delivered.
 func (n *Node) Close() error {
@@ -512,6 +533,9 @@ func (n *Node) closeFiles() error {
 	}
 	if n.store != nil {
 		errs = append(errs, n.store.Close())
+	}
+	if n.disk != nil {
+		errs = append(errs, n.disk.fs.Close())
 	}
 	errs = append(errs, n.lock.Close())
 	return errors.Join(errs...)

@@ -24,6 +24,8 @@ var (
 	ErrStopped = errors.New("shard: stopped")
 	// ErrTooLarge: the submission does not fit into a file of the write-ahead log.
 	ErrTooLarge = errors.New("shard: submission larger than a file of the write-ahead log")
+	// ErrNoRoom: messages are refused, since there is only room for settling.
+	ErrNoRoom = errors.New("shard: no space on the disk for messages")
 )
 
 // Log is where entries are made durable; *wal.Log is one.
@@ -185,6 +187,8 @@ type Core struct {
 	coming    *inSnap     // a snapshot whose files are fetched, or were
 	install   *installing // a snapshot that is being installed
 	logStart  bool        // the next write says first that the log begins anew
+
+	refusing bool // see RefuseMessages
 }
 
 type offer struct {
@@ -413,7 +417,21 @@ func (c *Core) Submit(s Sub) {
 		s.fail(c.cfg.ID, ErrTooLarge)
 		return
 	}
+	if s.messages && c.refusing {
+		s.fail(c.cfg.ID, ErrNoRoom)
+		return
+	}
 	c.pending.push(s, c.cfg.Now())
+}
+
+// RefuseMessages makes submissions that bring messages in fail with ErrNoRoom, also
+// those that are waiting to be proposed: settlements behind them need the place. What
+// was proposed is written.
+func (c *Core) RefuseMessages(yes bool) {
+	c.refusing = yes
+	if yes {
+		c.pending.shed(func(s Sub) { s.fail(c.cfg.ID, ErrNoRoom) })
+	}
 }
 
 func (c *Core) failure() error {

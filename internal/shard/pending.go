@@ -16,6 +16,8 @@ type Sub struct {
 	// Lazy: nobody waits for it, so it may wait a little for company.
 	Lazy bool
 
+	messages bool // brings messages in, so it may be refused
+
 	size    int64         // bytes that count against the sender's bound
 	account *atomic.Int64 // where they are counted
 }
@@ -43,6 +45,7 @@ type pending struct {
 	next     int       // index in subs of the next one to propose
 	lazyFrom time.Time // when the oldest unproposed lazy one arrived
 	offered  int       // bytes of those that are offered to another node
+	sent     uint64    // highest sequence that anybody else was told of
 }
 
 func (p *pending) len() int { return len(p.subs) - p.at }
@@ -91,6 +94,7 @@ func (p *pending) take() (s *Sub, seq uint64, ok bool) {
 	}
 	s = &p.subs[p.next]
 	seq = p.head + uint64(p.next-p.at)
+	p.sent = max(p.sent, seq)
 	p.next++
 	if !s.Lazy {
 		p.urgent--
@@ -162,5 +166,34 @@ func (p *pending) back(seq uint64) {
 		if !s.Lazy {
 			p.urgent++
 		}
+	}
+}
+
+// shed takes out what brings messages in and has no sequence yet that anybody knows.
+func (p *pending) shed(out func(Sub)) {
+	if p.len() == 0 {
+		return
+	}
+	from := p.at
+	if p.sent >= p.head {
+		from += int(p.sent - p.head + 1)
+	}
+	from = max(from, p.next)
+	n := from
+	for i := from; i < len(p.subs); i++ {
+		if s := p.subs[i]; s.messages {
+			if !s.Lazy {
+				p.urgent--
+			}
+			out(s)
+		} else {
+			p.subs[n] = s
+			n++
+		}
+	}
+	clear(p.subs[n:])
+	p.subs = p.subs[:n]
+	if p.next >= n {
+		p.lazyFrom = time.Time{}
 	}
 }

@@ -139,7 +139,8 @@ func (s *Shard) Submit(sub Sub) {
 	s.kick()
 }
 
-// SubmitWait is Submit, but first waits while too much is outstanding. It returns
+// SubmitWait is Submit for messages: it first waits while too much is outstanding, and
+// they are refused while there is only room for settling. It returns
 // early when stop is closed; the submission is handed over all the same.
 func (s *Shard) SubmitWait(sub Sub, stop <-chan struct{}) {
 	for s.bytes.Load() > publishBytesMax {
@@ -153,6 +154,7 @@ func (s *Shard) SubmitWait(sub Sub, stop <-chan struct{}) {
 		case <-s.room:
 		case <-stop:
 			s.blocks.Add(-1)
+			sub.messages = true
 			s.Submit(sub)
 			return
 		case <-s.done:
@@ -163,6 +165,7 @@ func (s *Shard) SubmitWait(sub Sub, stop <-chan struct{}) {
 		}
 	}
 	s.signalRoom() // pass the word on to the next one waiting
+	sub.messages = true
 	s.Submit(sub)
 }
 

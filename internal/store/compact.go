@@ -6,12 +6,14 @@ import (
 	"slices"
 
 	"github.com/sluicemq/sluice/internal/msg"
+	"github.com/sluicemq/sluice/internal/vfs"
 )
 
 // CompactOptions shape one Compact.
 type CompactOptions struct {
 	// Throttle as in WriterOptions; counts bytes read and written.
 	Throttle func(n int) error
+	FS       vfs.FS // as in WriterOptions
 }
 
 // Compaction is the result of Compact. It pins its inputs, so that whoever still

@@ -75,15 +75,18 @@ type fileWriter struct {
 	t     trailer
 }
 
-func (s *Store) newFileWriter(shard uint32, id SegID, throttle func(int) error) (*fileWriter, error) {
+func (s *Store) newFileWriter(shard uint32, id SegID, opts WriterOptions) (*fileWriter, error) {
+	if opts.FS == nil {
+		opts.FS = s.fs
+	}
 	w := &fileWriter{
-		s: s, shard: shard, id: id, path: segmentPath(shard, id), throttle: throttle,
+		s: s, shard: shard, id: id, path: segmentPath(shard, id), throttle: opts.Throttle,
 		t: trailer{shard: shard, id: id, minWeight: math.MaxUint32},
 	}
-	if err := s.fs.MkdirAll(s.abs(filepath.Dir(w.path))); err != nil {
+	if err := opts.FS.MkdirAll(s.abs(filepath.Dir(w.path))); err != nil {
 		return nil, err
 	}
-	f, err := s.fs.Create(s.abs(w.path))
+	f, err := opts.FS.Create(s.abs(w.path))
 	if err != nil {
 		return nil, err
 	}

@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 
 	"github.com/sluicemq/sluice/internal/msg"
+	"github.com/sluicemq/sluice/internal/vfs"
 )
 
 // WriterOptions shape one flush.
@@ -12,6 +13,8 @@ type WriterOptions struct {
 	// Throttle, if not nil, is called after about every MiB written, with the
 	// number of bytes; it may sleep. An error stops the writer with it.
 	Throttle func(n int) error
+	// FS makes the files; default that of the store. It leads to the same files.
+	FS vfs.FS
 }
 
 // SharedKey names a body within one flush, for example by raft index and position.
@@ -82,7 +85,7 @@ func (w *Writer) fail(err error) error {
 }
 
 func (w *Writer) create() (*fileWriter, error) {
-	f, err := w.s.newFileWriter(w.shard, w.s.newID(), w.opts.Throttle)
+	f, err := w.s.newFileWriter(w.shard, w.s.newID(), w.opts)
 	if err == nil {
 		w.files = append(w.files, f)
 	}

@@ -16,13 +16,14 @@ const (
 	OpZeroFill
 	OpSync
 	OpTruncate
+	OpAllocate
 )
 
 // String returns the operation's name.
 func (k OpKind) String() string {
 	names := [...]string{
 		"none", "create", "open", "remove", "rename", "syncdir", "mkdir",
-		"read", "write", "zerofill", "sync", "truncate",
+		"read", "write", "zerofill", "sync", "truncate", "allocate",
 	}
 	if int(k) >= len(names) {
 		return "unknown"
@@ -39,7 +40,7 @@ type Op struct {
 	Kind     OpKind
 	Path     string
 	To       string // rename only
-	Off, Len int64  // bytes; read, write, zerofill; for truncate Len is the new size
+	Off, Len int64  // bytes; read, write, zerofill; for truncate and allocate Len is the new size
 }
 
 // Inject returns fsys with hook called before every operation. If the hook
@@ -170,4 +171,11 @@ func (f *injectFile) Truncate(size int64) error {
 		return err
 	}
 	return f.File.Truncate(size)
+}
+
+func (f *injectFile) Allocate(size int64) error {
+	if err := f.hook(Op{Kind: OpAllocate, Path: f.path, Len: size}); err != nil {
+		return err
+	}
+	return f.File.Allocate(size)
 }

@@ -394,6 +394,14 @@ func (f *memFile) ZeroFill(off, n int64) error {
 	return nil
 }
 
+func (f *memFile) Allocate(size int64) error {
+	if err := f.enter("allocate", true); err != nil {
+		return err
+	}
+	defer f.m.mu.Unlock()
+	return f.growLocked(size)
+}
+
 func (f *memFile) SyncData() error { return f.Sync() }
 
 func (f *memFile) Sync() error {

@@ -265,6 +265,19 @@ func (o *osFile) ZeroFill(off, n int64) error {
 	return nil
 }
 
+// Allocate writes zeros where the file system can't reserve.
+func (o *osFile) Allocate(size int64) error {
+	have, err := o.Size()
+	if err != nil || have >= size {
+		return err
+	}
+	err = o.with("fallocate", func(fd int) error { return unix.Fallocate(fd, 0, have, size-have) })
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		return o.ZeroFill(have, size-have)
+	}
+	return err
+}
+
 func (o *osFile) SyncData() error {
 	o.mu.RLock()
 	defer o.mu.RUnlock()

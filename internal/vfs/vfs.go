@@ -5,7 +5,7 @@
 // There is no append mode, no seek position and no buffering, because every
 // writer above keeps its own offsets and decides itself when a sync is due.
 //
-// Three implementations:
+// Implementations:
 //
 //   - OS is the operating system (Linux: pwritev, fdatasync, fallocate, flock).
 //   - Mem keeps everything in memory and knows what was synced. CrashClone
@@ -14,6 +14,8 @@
 //     operations in any combination.
 //   - Inject wraps another FS and asks a hook before every operation, to fail
 //     it, to count it, or to take a CrashClone at exactly that point.
+//   - Reserve wraps another FS and keeps space on its volume that only it uses,
+//     when the volume is full.
 //
 // # Durability contract
 //
@@ -95,6 +97,9 @@ type File interface {
 	// it fails early, before most of the writing, where the file system can
 	// tell.
 	ZeroFill(off, n int64) error
+	// Allocate grows the file to size bytes whose blocks are reserved and not
+	// written, so that the space is nobody else's. Reading them gives zeros.
+	Allocate(size int64) error
 	// SyncData makes the contents, and the size if it grew, durable (fdatasync).
 	SyncData() error
 	// Sync makes contents and all metadata of the file durable (fsync).

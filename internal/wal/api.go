@@ -150,6 +150,13 @@ type Options struct {
 	IdleSeal time.Duration
 	// MaxSpare is how many recycled files are kept for reuse; default 2.
 	MaxSpare int
+	// Reserve is how many zero-filled files are held back for when no file can be made:
+	// the log goes on in them, and says by Events.Low that it does, or soon will. They
+	// are made in the background. Default 0.
+	Reserve int
+	// Recycle, if not nil, says whether a released file may become a spare; else it is
+	// removed, because somebody needs its space more.
+	Recycle func() bool
 	// Tables, if not nil, gives the shards' current FirstIndex, FirstTerm and
 	// CheckpointID whenever a file is begun. Term, vote and commit are taken from
 	// what was written last, so that a header is never ahead of its log; those in
@@ -187,6 +194,10 @@ type Events struct {
 	FileRecycled func(seq uint64, reused bool)
 	// NoSpace: a file could not be made; appends are being refused.
 	NoSpace func(err error)
+	// Low: no file can be made, for want of space, so that only the file in use and the
+	// reserve are left; or there are spares besides the reserve again. Who appends what
+	// can wait should do so in between.
+	Low func(yes bool)
 	// MaintenanceFailed: recycling a file, or preparing one ahead, failed; it is
 	// tried again at the next occasion.
 	MaintenanceFailed func(err error)

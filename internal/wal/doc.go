@@ -61,7 +61,8 @@
 // A failed write or sync is final (ErrFailed): the kernel may have dropped the
 // pages, so the file isn't written again. A full disk is not: appends are refused
 // with ErrNoSpace only if a new file is needed and neither a spare nor room is
-// there, and go through when there is. After a refusal, later entries of the
+// there, and go through when there is. With Options.Reserve that comes late: spares
+// are held back for when no file can be made, and Events.Low tells in time. After a refusal, later entries of the
 // shard are refused too until the refused index comes again (ErrGap), so that a
 // log never has a hole.
 //

@@ -241,3 +241,67 @@ func TestRecyclingFails(t *testing.T) {
 	}
 	closeLog(t, l)
 }
+
+// TestReserve: when others have filled the disk the log goes on in the files that it
+// holds back, after saying so; with space it takes them back, and says that as well. A
+// log that is opened on a full disk has them too.
+func TestReserve(t *testing.T) {
+	mem := vfs.NewMem()
+	opts := testOptions(mem)
+	opts.Reserve, opts.MaxSpare, opts.inline = 2, 4, false
+	low := make(chan bool, 10)
+	opts.Events.Low = func(yes bool) { low <- yes }
+	made := func(l *Log, n int) {
+		t.Helper()
+		for l.Metrics().Spares < n { // its goroutine is at it
+			mustPut(t, l)
+		}
+	}
+	l, _ := mustOpen(t, opts)
+	made(l, 3)
+	next := uint64(1)
+	untilFull := func(l *Log) (file uint64) {
+		t.Helper()
+		for ; ; next++ {
+			pos, err := put(l, entry(1, next, make([]byte, 5000)))
+			if errors.Is(err, ErrNoSpace) {
+				return file
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			file = pos[0].Seq
+		}
+	}
+	mem.SetLimit(1) // full
+	if file := untilFull(l); file != 4 {
+		t.Fatalf("the last file is %d, want the one in use, a spare and two held back", file)
+	}
+	if !<-low {
+		t.Fatal("it was not low first")
+	}
+	for range 2 {
+		l.Release(l.Sealed()[0].Seq)
+	}
+	made(l, 2)
+	closeLog(t, l)
+	select {
+	case yes := <-low:
+		t.Fatalf("low: %v, with the reserve only", yes)
+	default:
+	}
+	l, _ = mustOpen(t, opts)
+	if file := untilFull(l); file != 6 {
+		t.Fatalf("after opening on a full disk the last file is %d", file)
+	}
+	if !<-low {
+		t.Fatal("not low")
+	}
+	mem.SetLimit(0)
+	if <-low {
+		t.Fatal("low again")
+	}
+	mustPut(t, l, entry(1, next))
+	made(l, 2)
+	closeLog(t, l)
+}

@@ -133,6 +133,9 @@ func (t *files) drop(f *file) (reused bool, err error) {
 	t.mu.Lock()
 	reused = f.size == t.opts.FileSize && len(t.spares) < t.opts.MaxSpare
 	t.mu.Unlock()
+	if reused && t.opts.Recycle != nil {
+		reused = t.opts.Recycle()
+	}
 	spare := t.spareName(spareSuffix)
 	if reused {
 		err = t.opts.FS.Rename(path, spare)
@@ -163,14 +166,15 @@ func (t *files) spareName(suffix string) string {
 	return filepath.Join(t.opts.Dir, fmt.Sprintf("%016x%s", t.taken, suffix))
 }
 
-// prepare makes a spare if there is none.
-func (t *files) prepare() error {
+// enough says whether there is a spare besides the reserve.
+func (t *files) enough() bool {
 	t.mu.Lock()
-	enough := len(t.spares) > 0
-	t.mu.Unlock()
-	if enough {
-		return nil
-	}
+	defer t.mu.Unlock()
+	return len(t.spares) > t.opts.Reserve
+}
+
+// prepare makes a spare.
+func (t *files) prepare() error {
 	fsys, tmp, spare := t.opts.FS, t.spareName(tmpSuffix), t.spareName(spareSuffix)
 	f, err := fsys.Create(tmp)
 	if err != nil {

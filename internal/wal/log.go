@@ -6,6 +6,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/sluicemq/sluice/internal/vfs"
 )
 
 // Bounds and defaults of Options.
@@ -15,6 +17,8 @@ const (
 	maxFileSize     = 1 << 30
 	defaultIdleSeal = 5 * time.Millisecond
 	defaultMaxSpare = 2
+	// lowRetry is how often making a file is tried while there is no space for one.
+	lowRetry = 500 * time.Millisecond
 )
 
 // Log is the open write-ahead log. All methods are safe for concurrent use.
@@ -32,6 +36,7 @@ type Log struct {
 	kicked   chan struct{} // there is maintenance to do
 	needFile chan struct{} // the writer waits for a spare; answered on prepared
 	prepared chan error
+	low      atomic.Bool // the last file could not be made for want of space
 	stop     chan struct{}
 	writing  sync.WaitGroup
 	tending  sync.WaitGroup
@@ -58,8 +63,8 @@ func (o Options) withDefaults() (Options, error) {
 		return o, fmt.Errorf("%w: no file system or directory", ErrInvalid)
 	case o.FileSize < minFileSize || o.FileSize > maxFileSize || o.FileSize%blockSize != 0:
 		return o, fmt.Errorf("%w: file size %d", ErrInvalid, o.FileSize)
-	case o.IdleSeal < 0 || o.MaxSpare < 0:
-		return o, fmt.Errorf("%w: negative IdleSeal or MaxSpare", ErrInvalid)
+	case o.IdleSeal < 0 || o.MaxSpare < 0 || o.Reserve < 0:
+		return o, fmt.Errorf("%w: negative IdleSeal, MaxSpare or Reserve", ErrInvalid)
 	}
 	return o, nil
 }
@@ -164,23 +169,33 @@ func (l *Log) Idle() { l.w.idle() }
 // tend is the maintenance goroutine.
 func (l *Log) tend() {
 	defer l.tending.Done()
+	retry := time.NewTimer(lowRetry)
+	defer retry.Stop()
 	for {
 		select {
 		case <-l.kicked:
 			_ = l.tendOnce() // MaintenanceFailed has it
 		case <-l.needFile:
 			l.prepared <- l.tendOnce()
+		case <-retry.C:
+			_ = l.tendOnce()
 		case <-l.stop:
 			return
+		}
+		if l.low.Load() {
+			retry.Reset(lowRetry)
 		}
 	}
 }
 
-// tendOnce recycles what was released and sees to it that there is a spare. Its
-// result is about the spare.
+// tendOnce recycles what was released and makes a spare if there are too few; further
+// ones are for the next time. Its result is about the spare.
 func (l *Log) tendOnce() error {
 	rerr := l.files.recycle()
-	perr := l.files.prepare()
+	var perr error
+	if !l.files.enough() {
+		perr = l.files.prepare()
+	}
 	if hook := l.opts.Events.MaintenanceFailed; hook != nil {
 		for _, err := range []error{rerr, perr} {
 			if err != nil {
@@ -188,7 +203,22 @@ func (l *Log) tendOnce() error {
 			}
 		}
 	}
+	switch {
+	case vfs.IsNoSpace(perr):
+		l.setLow(true)
+	case perr != nil:
+	case l.files.enough():
+		l.setLow(false)
+	default:
+		l.kick()
+	}
 	return perr
+}
+
+func (l *Log) setLow(yes bool) {
+	if hook := l.opts.Events.Low; l.low.Swap(yes) != yes && hook != nil {
+		hook(yes)
+	}
 }
 
 // kick asks for maintenance.
@@ -200,10 +230,11 @@ func (l *Log) kick() {
 	signal(l.kicked)
 }
 
-// spare returns the path of a zero-filled file, waiting for one to be made.
+// spare returns the path of a zero-filled file, waiting for one to be made if there are
+// none besides the reserve. That is used when no file can be made.
 func (l *Log) spare() (string, error) {
-	if s := l.files.takeSpare(); s != "" {
-		return s, nil
+	if l.files.enough() {
+		return l.files.takeSpare(), nil
 	}
 	var err error
 	if l.opts.inline {
@@ -212,10 +243,13 @@ func (l *Log) spare() (string, error) {
 		l.needFile <- struct{}{}
 		err = <-l.prepared
 	}
-	if err != nil {
+	if err != nil && !vfs.IsNoSpace(err) {
 		return "", err
 	}
-	return l.files.takeSpare(), nil
+	if s := l.files.takeSpare(); s != "" {
+		return s, nil
+	}
+	return "", err
 }
 
 // fail makes err the log's final error and returns it.

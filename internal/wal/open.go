@@ -204,12 +204,19 @@ func resync(f vfs.File, sf scannedFile, torn *TornTail) error {
 // firstFile begins a file. Without space for one the log opens all the same, and
 // appends are refused until there is.
 func (l *Log) firstFile() error {
-	err := l.files.prepare()
-	if err == nil {
-		err = l.w.begin(l.files.takeSpare())
+	spare := l.files.takeSpare()
+	if spare == "" {
+		err := l.files.prepare()
+		if vfs.IsNoSpace(err) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		spare = l.files.takeSpare()
 	}
-	if vfs.IsNoSpace(err) {
-		return nil
+	if err := l.w.begin(spare); !vfs.IsNoSpace(err) {
+		return err
 	}
-	return err
+	return nil
 }
