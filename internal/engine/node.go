@@ -231,7 +231,28 @@ func (n *Node) open(cfg NodeConfig) error {
 	n.keeper = newKeeper(st, cfg.Log, cfg.WALFiles, cfg.VolatileMemory)
 	n.keeper.aside = n.aside
 	n.keeper.disk = disk
-	opts := wal.Options{
+	opts := n.walOptions(cfg)
+	if s := cfg.Stepping; s != nil {
+		opts.Stepped, opts.Salt, n.keeper.pause = true, s.Salt, s.Pause
+	}
+	lg, rec, err := wal.Open(opts)
+	if err != nil {
+		return err
+	}
+	n.wal, n.keeper.wal, n.Recovery = lg, lg, rec
+	if rec.Damaged() {
+		return &DamageError{rec.Damages}
+	}
+	if err := n.openShards(cfg, shards, found); err != nil {
+		return err
+	}
+	return n.run()
+}
+
+// walOptions says how the write-ahead log serves this node.
+func (n *Node) walOptions(cfg NodeConfig) wal.Options {
+	disk := n.disk
+	return wal.Options{
 		FS: disk.fs.InPlace(), Dir: filepath.Join(cfg.Dir, "wal"), FileSize: cfg.WALFileBytes,
 		Reserve: disk.room.walSpares, MaxSpare: disk.room.walSpares + 2,
 		Recycle: func() bool { return disk.fs.Missing() == 0 }, // a flush is what gives more space
@@ -253,21 +274,6 @@ func (n *Node) open(cfg NodeConfig) error {
 			Low:    n.setLow,
 		},
 	}
-	if s := cfg.Stepping; s != nil {
-		opts.Stepped, opts.Salt, n.keeper.pause = true, s.Salt, s.Pause
-	}
-	lg, rec, err := wal.Open(opts)
-	if err != nil {
-		return err
-	}
-	n.wal, n.keeper.wal, n.Recovery = lg, lg, rec
-	if rec.Damaged() {
-		return &DamageError{rec.Damages}
-	}
-	if err := n.openShards(cfg, shards, found); err != nil {
-		return err
-	}
-	return n.run()
 }
 
 // settings reads what the first start fixed and counts this start.
