@@ -33,6 +33,7 @@ type Identity struct {
 	ID       string // unique in this process, e.g. "127.0.0.1:40000 -> 127.0.0.1:5672"
 	Name     string // given by the client, may be empty
 	User     string
+	Client   string // the id that the protocol gives a client, empty if none
 	VHost    string
 	Protocol string
 }

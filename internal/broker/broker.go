@@ -10,8 +10,6 @@ package broker
 
 import (
 	"crypto/rand"
-	"crypto/sha256"
-	"crypto/subtle"
 	"encoding/base64"
 	"fmt"
 	"log/slog"
@@ -19,6 +17,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/sluicemq/sluice/internal/access"
 	"github.com/sluicemq/sluice/internal/berr"
 	"github.com/sluicemq/sluice/internal/engine"
 	"github.com/sluicemq/sluice/internal/meta"
@@ -35,6 +34,9 @@ type Config struct {
 	FS     vfs.FS       // default the operating system's
 	Log    *slog.Logger // default slog.Default()
 	Shards int          // durable shards at first start
+	// DefaultUser and DefaultPassword are the administrator that the first start makes;
+	// default guest and guest.
+	DefaultUser, DefaultPassword string
 	// Node sizes storage; its Dir, FS, Shards, Meta and Blocked are set from here.
 	Node engine.NodeConfig
 }
@@ -212,18 +214,38 @@ func (b *Broker) prepare() error {
 	}
 }
 
+// settingReady says that the first start is over.
+const settingReady = "ready"
+
+// firstStart makes the virtual host / and the first account. A crash may lie between any
+// two of its steps: all that is missing is made at the next start.
 func (b *Broker) firstStart() error {
-	var fresh bool
-	b.node.Meta().Call(func() { fresh = len(b.meta.catalog.VHosts()) == 0 && len(b.meta.catalog.Users()) == 0 })
-	if !fresh {
+	name, password := b.cfg.DefaultUser, b.cfg.DefaultPassword
+	if name == "" {
+		name, password = guest, guest
+	}
+	var ready, user, vhost bool
+	b.node.Meta().Call(func() {
+		_, ready = b.meta.catalog.Setting(settingReady)
+		vhost, user = b.meta.catalog.HasVHost("/"), b.meta.catalog.User(name) != nil
+	})
+	if ready {
 		return nil
 	}
-	if _, err := b.define(meta.PutVHost{Name: "/"}); err != nil {
+	if !vhost {
+		if _, err := b.define(meta.PutVHost{Name: "/"}); err != nil {
+			return err
+		}
+	}
+	if !user {
+		if err := b.PutUser(NewUser{Name: name, Password: password, Tags: []string{"administrator"}}); err != nil {
+			return err
+		}
+	}
+	if err := b.SetPermission("/", name, access.Permission{Configure: ".*", Write: ".*", Read: ".*"}); err != nil {
 		return err
 	}
-	_, err := b.define(meta.PutUser{User: meta.User{
-		Name: guest, PasswordHash: hashPassword(guest), Tags: []string{"administrator"},
-	}})
+	_, err := b.define(meta.PutSetting{Key: settingReady, Value: "1"})
 	return err
 }
 
@@ -283,44 +305,6 @@ func (b *Broker) reconcile() error {
 
 func profileOf(q *route.Queue) []byte {
 	return queue.AppendProfile(nil, queue.Profile{CountDeliveries: q.Type == route.Quorum})
-}
-
-const guest = "guest"
-
-// hashPassword makes a salted SHA-256 as RabbitMQ's default algorithm: base64 of a
-// 4 byte salt and the digest of salt and password.
-func hashPassword(password string) string {
-	var salt [4]byte
-	_, _ = rand.Read(salt[:])
-	sum := sha256.Sum256(append(salt[:], password...))
-	return base64.StdEncoding.EncodeToString(append(salt[:], sum[:]...))
-}
-
-func checkPassword(hash, password string) bool {
-	raw, err := base64.StdEncoding.DecodeString(hash)
-	if err != nil || len(raw) != 4+sha256.Size {
-		return false
-	}
-	sum := sha256.Sum256(append(append([]byte(nil), raw[:4]...), password...))
-	return subtle.ConstantTimeCompare(raw[4:], sum[:]) == 1
-}
-
-// Authenticate checks a password. The user guest may only come from loopback.
-func (b *Broker) Authenticate(user, password string, loopback bool) error {
-	refused := berr.New(berr.AccessRefused, "login of user %q refused", user)
-	var hash string
-	b.node.Meta().Call(func() {
-		if u := b.meta.catalog.User(user); u != nil {
-			hash = u.PasswordHash
-		}
-	})
-	if !checkPassword(hash, password) {
-		return refused
-	}
-	if user == guest && !loopback {
-		return berr.New(berr.AccessRefused, "user %q can only connect from loopback", user)
-	}
-	return nil
 }
 
 const (

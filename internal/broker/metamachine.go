@@ -14,15 +14,17 @@ import (
 // metaMachine is shard 0: the catalog of definitions. Owned by that shard's loop, but
 // for table, which everybody reads.
 type metaMachine struct {
-	catalog *meta.Catalog
-	table   atomic.Pointer[route.Table]
-	cut     []shard.KV
-	log     *slog.Logger
+	catalog  *meta.Catalog
+	table    atomic.Pointer[route.Table]
+	accounts atomic.Pointer[accounts]
+	cut      []shard.KV
+	log      *slog.Logger
 }
 
 func newMetaMachine(log *slog.Logger) *metaMachine {
 	m := &metaMachine{catalog: meta.New(), log: log}
 	m.table.Store(route.New())
+	m.accounts.Store(nobody)
 	return m
 }
 
@@ -63,6 +65,7 @@ func (m *metaMachine) publish(changes []meta.Change) {
 		meta.ApplyChange(e, c)
 	}
 	m.table.Store(e.Done())
+	m.follow(changes)
 }
 
 // restored publishes what a checkpoint held.
@@ -70,7 +73,9 @@ func (m *metaMachine) restored() error {
 	e := route.New().Edit()
 	m.catalog.Populate(e)
 	m.table.Store(e.Done())
-	return nil
+	a, err := accountsOf(m.catalog)
+	m.accounts.Store(a)
+	return err
 }
 
 // Lead implements shard.Machine.

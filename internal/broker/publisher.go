@@ -3,6 +3,7 @@ package broker
 import (
 	"time"
 
+	"github.com/sluicemq/sluice/internal/access"
 	"github.com/sluicemq/sluice/internal/berr"
 	"github.com/sluicemq/sluice/internal/engine"
 	"github.com/sluicemq/sluice/internal/msg"
@@ -22,6 +23,7 @@ type Publisher struct {
 	used  uint32 // slots of the current flush
 	slots [maxSlots]slot
 
+	right   right
 	cache   *route.Cache
 	scratch route.Scratch
 	queues  []*route.Queue
@@ -43,7 +45,7 @@ func (s *Session) Publisher() *Publisher {
 // may block while the broker is behind. NotFound: no such exchange; AccessRefused: an
 // internal one.
 func (p *Publisher) Publish(exchange, key []byte, h route.HeaderLookup, e *msg.Envelope, body ...[]byte) (Published, error) {
-	vh, ex, err := p.exchange(exchange)
+	vh, ex, err := p.exchange(exchange, key)
 	if err != nil {
 		return Published{}, err
 	}
@@ -55,7 +57,7 @@ func (p *Publisher) Publish(exchange, key []byte, h route.HeaderLookup, e *msg.E
 
 // PublishTo is Publish with several routing keys: each queue gets the message once.
 func (p *Publisher) PublishTo(exchange []byte, keys [][]byte, h route.HeaderLookup, e *msg.Envelope, body ...[]byte) (Published, error) {
-	vh, ex, err := p.exchange(exchange)
+	vh, ex, err := p.exchange(exchange, keys...)
 	if err != nil {
 		return Published{}, err
 	}
@@ -83,14 +85,20 @@ func contains(list []*route.Queue, q *route.Queue) bool {
 	return false
 }
 
-func (p *Publisher) exchange(name []byte) (*route.VHost, *route.Exchange, error) {
+func (p *Publisher) exchange(name []byte, keys ...[]byte) (*route.VHost, *route.Exchange, error) {
 	vh := p.s.vhost()
 	if vh == nil {
 		return nil, nil, berr.New(berr.NotFound, "vhost %s not found", p.s.id.VHost)
 	}
 	ex := vh.ExchangeBytes(name)
 	if ex == nil {
+		if err := p.s.may(access.Write, access.Exchange, string(name)); err != nil {
+			return nil, nil, err
+		}
 		return nil, nil, berr.New(berr.NotFound, "no exchange '%s' in vhost '%s'", name, p.s.id.VHost)
+	}
+	if err := p.mayPublish(ex, keys...); err != nil {
+		return nil, nil, err
 	}
 	if ex.Internal {
 		return nil, nil, berr.New(berr.AccessRefused, "cannot publish to internal exchange '%s' in vhost '%s'", name, p.s.id.VHost)

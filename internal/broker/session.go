@@ -5,6 +5,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/sluicemq/sluice/internal/access"
 	"github.com/sluicemq/sluice/internal/berr"
 	"github.com/sluicemq/sluice/internal/engine"
 	"github.com/sluicemq/sluice/internal/meta"
@@ -58,6 +59,9 @@ func (c *Consumer) Queue() *route.Queue { return c.q }
 func (b *Broker) Open(id Identity, sink Sink) (*Session, error) {
 	if b.table().VHost(id.VHost) == nil {
 		return nil, berr.New(berr.NotFound, "vhost %s not found", id.VHost)
+	}
+	if !b.meta.accounts.Load().table.VHost(id.User, id.VHost) {
+		return nil, berr.New(berr.NotAllowed, "access to vhost '%s' refused for user '%s'", id.VHost, id.User)
 	}
 	s := &Session{
 		b: b, id: id, sink: sink, consumers: map[*Consumer]struct{}{}, gets: map[getKey]*Consumer{},
@@ -135,6 +139,9 @@ func (s *Session) shardOf(q *route.Queue) *engine.Shard { return s.b.node.Shard(
 // DeclareExchange makes an exchange unless there is one of that name, which it then
 // returns.
 func (s *Session) DeclareExchange(spec ExchangeSpec) (existing *route.Exchange, err error) {
+	if err := s.mayDeclare(spec); err != nil {
+		return nil, err
+	}
 	r, err := s.b.define(meta.DeclareExchange{Exchange: route.Exchange{
 		Name: spec.Name, VHost: s.id.VHost, Type: spec.Type, Alternate: spec.Alternate, Args: spec.Args,
 		Durable: spec.Durable, AutoDelete: spec.AutoDelete, Internal: spec.Internal,
@@ -155,6 +162,9 @@ func (s *Session) LookupExchange(name string) *route.Exchange {
 
 // DeleteExchange removes an exchange and its bindings; one that doesn't exist is fine.
 func (s *Session) DeleteExchange(name string, ifUnused bool) error {
+	if err := s.may(access.Configure, access.Exchange, name); err != nil {
+		return err
+	}
 	_, err := s.b.define(meta.DeleteExchange{VHost: s.id.VHost, Name: name, IfUnused: ifUnused})
 	return err
 }
@@ -163,6 +173,9 @@ func (s *Session) binding(b BindingSpec) (route.Binding, error) {
 	rb := route.Binding{
 		VHost: s.id.VHost, Source: b.Source, Destination: b.Destination, Key: b.Key,
 		Args: string(b.Args), Headers: b.Headers, Kind: b.Kind,
+	}
+	if err := s.mayBind(b); err != nil {
+		return rb, err
 	}
 	if b.Kind == route.ToQueue {
 		if _, err := s.lookup(b.Destination); err != nil {
@@ -199,6 +212,9 @@ func (s *Session) DeclareQueue(spec QueueSpec) (QueueStatus, error) {
 	}
 	if q.Name == "" {
 		q.Name = generatedName()
+	}
+	if err := s.may(access.Configure, access.Queue, q.Name); err != nil {
+		return QueueStatus{}, err
 	}
 	if q.Exclusive {
 		q.Owner = s.id.ID
@@ -266,6 +282,9 @@ func (s *Session) QueueStatus(name string) (QueueStatus, error) {
 // DeleteQueue removes a queue and returns how many messages were ready; one that
 // doesn't exist is fine.
 func (s *Session) DeleteQueue(name string, ifUnused, ifEmpty bool) (uint64, error) {
+	if err := s.may(access.Configure, access.Queue, name); err != nil {
+		return 0, err
+	}
 	q, err := s.lookup(name)
 	if err != nil {
 		if berr.ReasonOf(err) == berr.NotFound {
@@ -342,7 +361,7 @@ func (s *Session) remove(q *route.Queue) error {
 
 // PurgeQueue removes all messages that are ready and returns how many.
 func (s *Session) PurgeQueue(name string) (uint64, error) {
-	q, err := s.lookup(name)
+	q, err := s.lookupFor(access.Read, name)
 	if err != nil {
 		return 0, err
 	}
@@ -356,7 +375,7 @@ func (s *Session) PurgeQueue(name string) (uint64, error) {
 // Consume attaches a consumer. ready is called when nothing can fail any more and
 // nothing was delivered yet, on the shard's loop.
 func (s *Session) Consume(spec ConsumeSpec, ready func(*Consumer)) (*Consumer, error) {
-	q, err := s.lookup(spec.Queue)
+	q, err := s.lookupFor(access.Read, spec.Queue)
 	if err != nil {
 		return nil, err
 	}
@@ -439,7 +458,7 @@ func (s *Session) Kick(c *Consumer) { c.base.Shard().Kick(c.base) }
 // Get asks for one message; the answer is Sink.Got. The Delivery's consumer has user as
 // its User.
 func (s *Session) Get(name string, noAck bool, token uint64, user any) error {
-	q, err := s.lookup(name)
+	q, err := s.lookupFor(access.Read, name)
 	if err != nil {
 		return err
 	}

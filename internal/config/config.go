@@ -23,9 +23,13 @@ type Config struct {
 	// Data is the data directory; default ./sluice-data.
 	Data string `yaml:"data"`
 	// LogLevel is debug, info, warn or error; default info.
-	LogLevel string  `yaml:"log_level"`
-	AMQP     AMQP    `yaml:"amqp"`
-	Storage  Storage `yaml:"storage"`
+	LogLevel string `yaml:"log_level"`
+	// DefaultUser and DefaultPassword are the account that the first start makes, an
+	// administrator; default guest, with the password guest, from loopback only.
+	DefaultUser     string  `yaml:"default_user"`
+	DefaultPassword string  `yaml:"default_password"`
+	AMQP            AMQP    `yaml:"amqp"`
+	Storage         Storage `yaml:"storage"`
 	// DrainTimeout is how long a stop waits for connections to close; default 10 s.
 	DrainTimeout time.Duration `yaml:"drain_timeout"`
 }
@@ -79,7 +83,7 @@ func Read(path string) (c Config, err error) {
 }
 
 // FromEnv overrides c by the variables that are set: SLUICE_DATA, SLUICE_LOG_LEVEL,
-// SLUICE_AMQP_LISTEN, SLUICE_SHARDS.
+// SLUICE_AMQP_LISTEN, SLUICE_DEFAULT_USER, SLUICE_DEFAULT_PASSWORD, SLUICE_SHARDS.
 func (c *Config) FromEnv(getenv func(string) string) error {
 	set := func(key string, to *string) {
 		if v := getenv(key); v != "" {
@@ -89,6 +93,8 @@ func (c *Config) FromEnv(getenv func(string) string) error {
 	set("SLUICE_DATA", &c.Data)
 	set("SLUICE_LOG_LEVEL", &c.LogLevel)
 	set("SLUICE_AMQP_LISTEN", &c.AMQP.Listen)
+	set("SLUICE_DEFAULT_USER", &c.DefaultUser)
+	set("SLUICE_DEFAULT_PASSWORD", &c.DefaultPassword)
 	if v := getenv("SLUICE_SHARDS"); v != "" {
 		n, err := strconv.Atoi(v)
 		if err != nil {
@@ -125,12 +131,11 @@ func (c *Config) Validate() error {
 	if _, err := c.Level(); err != nil {
 		return err
 	}
-	host, _, err := net.SplitHostPort(c.AMQP.Listen)
-	if err != nil {
+	if _, _, err := net.SplitHostPort(c.AMQP.Listen); err != nil {
 		return fmt.Errorf("amqp listen address %q: %w", c.AMQP.Listen, err)
 	}
-	if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
-		return fmt.Errorf("amqp listen address %q: this release only has the account guest, which is for loopback; listen on 127.0.0.1 or [::1]", c.AMQP.Listen)
+	if (c.DefaultUser == "") != (c.DefaultPassword == "") {
+		return errors.New("default_user and default_password go together")
 	}
 	if s := c.Storage.Shards; s < 1 || s > 16 {
 		return fmt.Errorf("storage shards %d: must be 1 to 16", s)

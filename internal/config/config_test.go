@@ -43,7 +43,7 @@ func TestMistakesAreNamed(t *testing.T) {
 		t.Errorf("an empty file gives %+v, %v", c, err)
 	}
 	for want, change := range map[string]func(*Config){
-		"loopback":       func(c *Config) { c.AMQP.Listen = "0.0.0.0:5672" },
+		"go together":    func(c *Config) { c.DefaultUser = "admin" },
 		"listen address": func(c *Config) { c.AMQP.Listen = "nonsense" },
 		"log level":      func(c *Config) { c.LogLevel = "loud" },
 		"shards":         func(c *Config) { c.Storage.Shards = 99 },

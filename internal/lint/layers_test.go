@@ -16,6 +16,7 @@ type layer struct {
 var layers = []layer{
 	{path: "internal/buf"},
 	{path: "internal/berr"},
+	{path: "internal/access", pure: true},
 	{path: "internal/vfs"},
 	{path: "internal/hist"}, // takes its time from its callers; atomics are all that keeps it from pure
 	{path: "internal/msg", pure: true, sees: []string{"internal/buf"}},
@@ -36,7 +37,7 @@ var layers = []layer{
 	}},
 	{path: "internal/sim/cmd/sim", sees: []string{"internal/sim"}},
 	{path: "internal/broker", sees: []string{
-		"internal/berr", "internal/engine", "internal/meta", "internal/msg", "internal/queue",
+		"internal/access", "internal/berr", "internal/engine", "internal/meta", "internal/msg", "internal/queue",
 		"internal/route", "internal/shard", "internal/vfs",
 	}},
 	// A protocol sees the façade and the vocabulary, neither shards nor files.

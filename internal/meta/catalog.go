@@ -14,6 +14,7 @@ type Catalog struct {
 	local    layer
 	users    map[string]*User
 	settings map[string]string
+	items    map[ItemKey]*Item
 	// nextID is the log id that the next durable queue gets, nextLocal (without
 	// LocalIDBit) the one of the next local queue.
 	nextID    uint64
@@ -25,7 +26,7 @@ type Catalog struct {
 func New() *Catalog {
 	return &Catalog{
 		durable: newLayer(false), local: newLayer(true),
-		users: map[string]*User{}, settings: map[string]string{},
+		users: map[string]*User{}, settings: map[string]string{}, items: map[ItemKey]*Item{},
 		nextID: 1, nextLocal: 1,
 	}
 }
@@ -101,6 +102,10 @@ func (r *run) apply(op Op) Result {
 		return r.putSetting(op)
 	case DeleteSetting:
 		return r.deleteSetting(op.Key)
+	case PutItem:
+		return r.putItem(op.Item)
+	case DeleteItem:
+		return r.deleteItem(op.Key)
 	}
 	return refuse(berr.CommandInvalid, "unknown operation %T", op)
 }
@@ -135,6 +140,7 @@ func (r *run) deleteVHost(name string) Result {
 	}
 	r.clear(&r.c.local, name)
 	r.clear(&r.c.durable, name)
+	r.dropItems(func(k ItemKey) bool { return k.VHost == name })
 	r.c.durable.touch(vhostKey(name))
 	r.emit(Change{Kind: VHostDeleted, VHost: name})
 	return Result{Outcome: Deleted}
@@ -183,6 +189,7 @@ func (r *run) deleteUser(name string) Result {
 	if u == nil {
 		return Result{Outcome: Absent}
 	}
+	r.dropItems(func(k ItemKey) bool { return k.User == name })
 	delete(r.c.users, name)
 	r.c.durable.touch(userKey(name))
 	r.emit(Change{Kind: UserDeleted, User: u})

@@ -22,6 +22,7 @@ const (
 	keyBinding  = 'b' // vhost, source, kind, destination, key, arguments
 	keyUser     = 'u' // name
 	keySetting  = 's' // key
+	keyItem     = 'i' // kind, vhost, user, component, name
 )
 
 const counterKey = string(keyCounter)
@@ -120,6 +121,9 @@ func (c *Catalog) keys() []string {
 	for key := range c.settings {
 		keys = append(keys, settingKey(key))
 	}
+	for k := range c.items {
+		keys = append(keys, itemKey(k))
+	}
 	slices.Sort(keys)
 	return keys
 }
@@ -154,6 +158,10 @@ func (c *Catalog) appendValue(dst []byte, key string) ([]byte, bool) {
 	case keySetting:
 		if v, ok := c.settings[r.string()]; ok {
 			return appendString(dst, v), true
+		}
+	case keyItem:
+		if it := c.items[r.itemKey()]; it != nil {
+			return appendString(dst, it.Value), true
 		}
 	}
 	return dst, false
@@ -203,6 +211,9 @@ func (c *Catalog) Restore(key, value []byte) error {
 	case keySetting:
 		name, text := k.string(), v.string()
 		set, remove = func() { c.settings[name] = text }, func() { delete(c.settings, name) }
+	case keyItem:
+		it := Item{k.itemKey(), v.string()}
+		set, remove = func() { c.items[it.ItemKey] = &it }, func() { delete(c.items, it.ItemKey) }
 	default:
 		return fmt.Errorf("%w: checkpoint key kind %q", ErrMalformed, key[0])
 	}

@@ -30,6 +30,8 @@ const (
 	codeDeleteUser      opCode = 10
 	codePutSetting      opCode = 11
 	codeDeleteSetting   opCode = 12
+	codePutItem         opCode = 13
+	codeDeleteItem      opCode = 14
 )
 
 func (PutVHost) op() opCode        { return codePutVHost }
@@ -87,6 +89,10 @@ func AppendOp(dst []byte, op Op) []byte {
 		return appendString(appendString(dst, op.Key), op.Value)
 	case DeleteSetting:
 		return appendString(dst, op.Key)
+	case PutItem:
+		return appendString(appendItemKey(dst, op.Item.ItemKey), op.Item.Value)
+	case DeleteItem:
+		return appendItemKey(dst, op.Key)
 	}
 	panic(fmt.Sprintf("meta: op %T is not of this package", op))
 }
@@ -125,6 +131,10 @@ func ParseOp(b []byte) (Op, int, error) {
 		op = PutSetting{r.string(), r.string()}
 	case codeDeleteSetting:
 		op = DeleteSetting{r.string()}
+	case codePutItem:
+		op = PutItem{Item{r.itemKey(), r.string()}}
+	case codeDeleteItem:
+		op = DeleteItem{r.itemKey()}
 	default:
 		if !r.bad {
 			return nil, 0, fmt.Errorf("%w: op code %d", ErrMalformed, code)
@@ -208,5 +218,5 @@ func appendHeaders(dst []byte, list []route.HeaderArg) []byte {
 
 // appendUser encodes all of u but its name.
 func appendUser(dst []byte, u *User) []byte {
-	return appendStrings(appendString(dst, u.PasswordHash), u.Tags)
+	return appendStrings(appendString(appendString(dst, u.PasswordHash), u.Hashing), u.Tags)
 }

@@ -36,10 +36,12 @@ func sampleOps() []Op {
 		DeleteQueue{VHost: "/", Name: "q", ID: 300, Held: []string{"y"}},
 		Bind{binding},
 		Unbind{Binding: plain, Held: []string{"y"}},
-		PutUser{User{Name: "u", PasswordHash: "h", Tags: []string{"t"}}},
+		PutUser{User{Name: "u", PasswordHash: "h", Hashing: "a", Tags: []string{"t"}}},
 		DeleteUser{"u"},
 		PutSetting{"k", "v"},
 		DeleteSetting{"k"},
+		PutItem{Item{ItemKey{ItemParameter, "/", "", "shovel", "s"}, "{}"}},
+		DeleteItem{ItemKey{ItemPermission, "/", "guest", "", ""}},
 	}
 }
 
@@ -55,10 +57,12 @@ func TestOpEncodingIsStable(t *testing.T) {
 		"06012f0171ac02010179",
 		"07012f01780001 71016b03726177060176000162010201690203016603" + "3ff8000000000000" + "0173040174016f05020102",
 		"08012f0178010171016b03726177010179",
-		"090175016801 0174",
+		"0901750168016101 0174",
 		"0a0175",
 		"0b016b0176",
 		"0c016b",
+		"0d05012f000673686f76656c0173027b7d",
+		"0e01012f0567756573740000",
 	}
 	for i, op := range sampleOps() {
 		w, err := hex.DecodeString(string(bytes.ReplaceAll([]byte(want[i]), []byte(" "), nil)))

@@ -1,5 +1,5 @@
 // Package meta is the catalog of definitions, shard 0's state machine: virtual
-// hosts, exchanges, queues, bindings, users and settings, with the rules of the
+// hosts, exchanges, queues, bindings, users, settings and items, with the rules of the
 // graph that they form. It assigns log ids. It does not route (package route
 // does, fed with the Changes that come out here), does not compare a redeclaration
 // with what exists (the protocols do, from Result), and checks no permission.
@@ -99,8 +99,9 @@ type Unbind struct {
 // User is somebody who may log in.
 type User struct {
 	Name string
-	// PasswordHash is opaque here.
+	// PasswordHash and Hashing, its algorithm, are opaque here.
 	PasswordHash string
+	Hashing      string
 	Tags         []string
 }
 
@@ -167,6 +168,8 @@ const (
 	UserDeleted                       // User
 	SettingPut                        // Setting
 	SettingDeleted                    // Setting
+	ItemPut                           // Item
+	ItemDeleted                       // Item
 )
 
 // Change is one effect of an op on one object. Everything that an op does is in
@@ -176,6 +179,7 @@ type Change struct {
 	Queue    *route.Queue
 	Binding  *route.Binding
 	User     *User
+	Item     *Item
 	VHost    string
 	Setting  PutSetting
 	Kind     ChangeKind
@@ -183,8 +187,8 @@ type Change struct {
 	Local bool
 }
 
-// ApplyChange brings a change into the routing table. Users and settings don't
-// concern it.
+// ApplyChange brings a change into the routing table. Users, settings and items
+// don't concern it.
 func ApplyChange(e *route.Editor, c Change) {
 	switch c.Kind {
 	case VHostPut:
@@ -203,6 +207,6 @@ func ApplyChange(e *route.Editor, c Change) {
 		e.Bind(c.Binding)
 	case Unbound:
 		e.Unbind(c.Binding)
-	case UserPut, UserDeleted, SettingPut, SettingDeleted:
+	case UserPut, UserDeleted, SettingPut, SettingDeleted, ItemPut, ItemDeleted:
 	}
 }

@@ -159,5 +159,5 @@ func (r *reader) headers() []route.HeaderArg {
 }
 
 func (r *reader) user(name string) User {
-	return User{Name: name, PasswordHash: r.string(), Tags: r.strings()}
+	return User{Name: name, PasswordHash: r.string(), Hashing: r.string(), Tags: r.strings()}
 }

@@ -30,6 +30,7 @@ func Start(cfg config.Config, log *slog.Logger) (*Server, error) {
 	failed := make(chan error, 2)
 	b, err := broker.Open(broker.Config{
 		Dir: cfg.Data, Shards: cfg.Storage.Shards, Log: log,
+		DefaultUser: cfg.DefaultUser, DefaultPassword: cfg.DefaultPassword,
 		Node: engine.NodeConfig{
 			Failed: func(err error) {
 				select {
@@ -45,6 +46,9 @@ func Start(cfg config.Config, log *slog.Logger) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{cfg: cfg, broker: b, failed: failed}
+	if err := mayListen(cfg.AMQP.Listen, b); err != nil {
+		return nil, errors.Join(err, b.Close())
+	}
 	ln, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", cfg.AMQP.Listen)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("amqp: %w", err), b.Close())
@@ -65,6 +69,19 @@ func Start(cfg config.Config, log *slog.Logger) (*Server, error) {
 		}
 	}()
 	return s, nil
+}
+
+// mayListen refuses to be reached from elsewhere while everybody knows the password.
+func mayListen(addr string, b *broker.Broker) error {
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return err
+	}
+	if ip := net.ParseIP(host); host == "localhost" || ip != nil && ip.IsLoopback() || !b.OnlyDefaultAccount() {
+		return nil
+	}
+	return fmt.Errorf("listening on %s: the only account is guest with the password guest, which is for loopback; "+
+		"start once with SLUICE_DEFAULT_USER and SLUICE_DEFAULT_PASSWORD set in an empty data directory, or listen on 127.0.0.1", addr)
 }
 
 // AMQPAddr returns the address that AMQP is served on.

@@ -220,3 +220,32 @@ func TestControlSocketListsQueues(t *testing.T) {
 		t.Fatalf("%+v", list)
 	}
 }
+
+// TestListeningBeyondLoopback needs an account of one's own.
+func TestListeningBeyondLoopback(t *testing.T) {
+	cfg := config.Config{Data: t.TempDir()}
+	cfg.EnsureDefaults()
+	cfg.AMQP.Listen = "0.0.0.0:0"
+	if s, err := Start(cfg, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), "SLUICE_DEFAULT_USER") {
+		if s != nil {
+			_ = s.Stop()
+		}
+		t.Fatalf("listens for guest: %v", err)
+	}
+	cfg.Data, cfg.DefaultUser, cfg.DefaultPassword = t.TempDir(), "admin", "secret"
+	s, err := Start(cfg, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = s.Stop() }()
+	port := s.AMQPAddr().(*net.TCPAddr).Port
+	c, err := amqp091.Dial(fmt.Sprintf("amqp://admin:secret@127.0.0.1:%d/", port))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = c.Close()
+	if c, err := amqp091.Dial(fmt.Sprintf("amqp://guest:guest@127.0.0.1:%d/", port)); err == nil {
+		_ = c.Close()
+		t.Error("guest exists besides the account that was asked for")
+	}
+}

@@ -202,8 +202,12 @@ func (t *files) prepare() error {
 // would hold up those of the log for a tenth of a second.
 const fillStep = 1 << 20
 
-// zeroFill writes zeros and makes them durable.
+// zeroFill writes zeros and makes them durable. All of the space is taken first, or none:
+// what will not suffice is not kept from others meanwhile.
 func zeroFill(f vfs.File, size int64) error {
+	if err := f.Allocate(size); err != nil {
+		return err
+	}
 	for off := int64(0); off < size; off += fillStep {
 		if err := f.ZeroFill(off, min(fillStep, size-off)); err != nil {
 			return err
