@@ -107,6 +107,15 @@ func (b *Broker) Authenticate(user, password string, loopback bool) error {
 	return nil
 }
 
+// AuthenticateExternal lets a user in who has proved who he is otherwise, by a
+// certificate: there must be such a user.
+func (b *Broker) AuthenticateExternal(user string) error {
+	if b.meta.accounts.Load().users[user] == nil {
+		return berr.New(berr.AccessRefused, "login of user %q refused", user)
+	}
+	return nil
+}
+
 // OnlyDefaultAccount reports whether the only account is guest with the password that it
 // has at the first start: then nobody may listen beyond loopback.
 func (b *Broker) OnlyDefaultAccount() bool {

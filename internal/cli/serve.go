@@ -88,6 +88,9 @@ func serve(cmd *cobra.Command, cfg config.Config) error {
 	out := cmd.OutOrStdout()
 	fmt.Fprintf(out, "sluice %s, data in %s\n", version(), cfg.Data)
 	fmt.Fprintf(out, "listening for AMQP 0-9-1 on %s\n", s.AMQPAddr())
+	if addr := s.TLSAddr(); addr != nil {
+		fmt.Fprintf(out, "listening for AMQP 0-9-1 with TLS on %s\n", addr)
+	}
 	var failed error
 	select {
 	case sig := <-stop:

@@ -49,6 +49,65 @@ type AMQP struct {
 	Heartbeat       time.Duration `yaml:"heartbeat"`
 	MaxMessageBytes uint64        `yaml:"max_message_bytes"`
 	MaxConnections  int           `yaml:"max_connections"`
+	// TLS is a second listener.
+	TLS TLS `yaml:"tls"`
+}
+
+// TLS configures a listener with TLS. The files are read again when they change.
+type TLS struct {
+	// Listen is host:port, usually :5671; empty for no such listener.
+	Listen   string `yaml:"listen"`
+	CertFile string `yaml:"cert_file"`
+	KeyFile  string `yaml:"key_file"`
+	// CAFile holds the certificates by which those of clients are verified.
+	CAFile string `yaml:"ca_file"`
+	// ClientCertificates is none, optional or required; default none.
+	ClientCertificates string `yaml:"client_certificates"`
+	// LoginFrom says what of a client's certificate is the user of mechanism EXTERNAL:
+	// common_name or distinguished_name; default common_name.
+	LoginFrom string `yaml:"login_from"`
+}
+
+// Values of TLS.ClientCertificates and TLS.LoginFrom.
+const (
+	ClientCertificatesNone     = "none"
+	ClientCertificatesOptional = "optional"
+	ClientCertificatesRequired = "required"
+
+	LoginFromCommonName        = "common_name"
+	LoginFromDistinguishedName = "distinguished_name"
+)
+
+func (t *TLS) ensureDefaults() {
+	if t.ClientCertificates == "" {
+		t.ClientCertificates = ClientCertificatesNone
+	}
+	if t.LoginFrom == "" {
+		t.LoginFrom = LoginFromCommonName
+	}
+}
+
+func (t *TLS) validate() error {
+	if t.Listen == "" {
+		return nil
+	}
+	if _, _, err := net.SplitHostPort(t.Listen); err != nil {
+		return fmt.Errorf("amqp tls listen address %q: %w", t.Listen, err)
+	}
+	if t.CertFile == "" || t.KeyFile == "" {
+		return errors.New("amqp tls: cert_file and key_file are needed")
+	}
+	switch t.ClientCertificates {
+	case ClientCertificatesNone, ClientCertificatesOptional, ClientCertificatesRequired:
+	default:
+		return fmt.Errorf("amqp tls client_certificates %q: want none, optional or required", t.ClientCertificates)
+	}
+	switch t.LoginFrom {
+	case LoginFromCommonName, LoginFromDistinguishedName:
+	default:
+		return fmt.Errorf("amqp tls login_from %q: want common_name or distinguished_name", t.LoginFrom)
+	}
+	return nil
 }
 
 // Storage sizes what is kept on disk and in memory.
@@ -115,6 +174,7 @@ func (c *Config) EnsureDefaults() {
 	def(&c.Data, "sluice-data")
 	def(&c.LogLevel, "info")
 	def(&c.AMQP.Listen, "127.0.0.1:5672")
+	c.AMQP.TLS.ensureDefaults()
 	if c.Storage.Shards == 0 {
 		c.Storage.Shards = min(max(runtime.GOMAXPROCS(0), 2), 8)
 	}
@@ -133,6 +193,9 @@ func (c *Config) Validate() error {
 	}
 	if _, _, err := net.SplitHostPort(c.AMQP.Listen); err != nil {
 		return fmt.Errorf("amqp listen address %q: %w", c.AMQP.Listen, err)
+	}
+	if err := c.AMQP.TLS.validate(); err != nil {
+		return err
 	}
 	if (c.DefaultUser == "") != (c.DefaultPassword == "") {
 		return errors.New("default_user and default_password go together")

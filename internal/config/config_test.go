@@ -43,6 +43,7 @@ func TestMistakesAreNamed(t *testing.T) {
 		t.Errorf("an empty file gives %+v, %v", c, err)
 	}
 	for want, change := range map[string]func(*Config){
+		"cert_file":      func(c *Config) { c.AMQP.TLS.Listen = ":5671" },
 		"go together":    func(c *Config) { c.DefaultUser = "admin" },
 		"listen address": func(c *Config) { c.AMQP.Listen = "nonsense" },
 		"log level":      func(c *Config) { c.LogLevel = "loud" },

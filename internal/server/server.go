@@ -4,6 +4,7 @@ package server
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -21,6 +22,7 @@ type Server struct {
 	broker  *broker.Broker
 	amqp    *amqp.Server
 	ln      net.Listener
+	tls     net.Listener // nil without TLS
 	control *control
 	failed  chan error
 }
@@ -46,29 +48,72 @@ func Start(cfg config.Config, log *slog.Logger) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{cfg: cfg, broker: b, failed: failed}
-	if err := mayListen(cfg.AMQP.Listen, b); err != nil {
-		return nil, errors.Join(err, b.Close())
+	if err := s.listen(log); err != nil {
+		return nil, errors.Join(err, s.closeListeners(), b.Close())
 	}
-	ln, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", cfg.AMQP.Listen)
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("amqp: %w", err), b.Close())
-	}
-	s.ln = ln
 	s.control, err = startControl(cfg.Data, b)
 	if err != nil {
-		return nil, errors.Join(err, ln.Close(), b.Close())
+		return nil, errors.Join(err, s.closeListeners(), b.Close())
 	}
 	s.amqp = amqp.NewServer(amqp.FromBroker(b), amqp.Config{
 		FrameMax: cfg.AMQP.FrameMax, ChannelMax: cfg.AMQP.ChannelMax, Heartbeat: cfg.AMQP.Heartbeat,
 		MaxMessageBytes: cfg.AMQP.MaxMessageBytes, MaxConnections: cfg.AMQP.MaxConnections,
 		Product: cfg.AMQP.Product, Version: cfg.AMQP.Version, Log: log,
+		CertificateUser: certificateUser(cfg.AMQP.TLS),
 	})
-	go func() {
-		if err := s.amqp.Serve(ln); !errors.Is(err, amqp.ErrServerClosed) {
-			s.failed <- fmt.Errorf("amqp: %w", err)
-		}
-	}()
+	for _, ln := range s.listeners() {
+		go func() {
+			if err := s.amqp.Serve(ln); !errors.Is(err, amqp.ErrServerClosed) {
+				s.failed <- fmt.Errorf("amqp: %w", err)
+			}
+		}()
+	}
 	return s, nil
+}
+
+// listen opens the listeners.
+func (s *Server) listen(log *slog.Logger) (err error) {
+	if s.ln, err = s.listenOn(s.cfg.AMQP.Listen); err != nil || s.cfg.AMQP.TLS.Listen == "" {
+		return err
+	}
+	t, err := loadCertificates(s.cfg.AMQP.TLS, log)
+	if err != nil {
+		return err
+	}
+	ln, err := s.listenOn(s.cfg.AMQP.TLS.Listen)
+	if err == nil {
+		s.tls = tls.NewListener(ln, t)
+	}
+	return err
+}
+
+func (s *Server) listenOn(addr string) (net.Listener, error) {
+	if err := mayListen(addr, s.broker); err != nil {
+		return nil, err
+	}
+	ln, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", addr)
+	if err != nil {
+		return nil, fmt.Errorf("amqp: %w", err)
+	}
+	return ln, nil
+}
+
+func (s *Server) listeners() []net.Listener {
+	list := make([]net.Listener, 0, 2)
+	for _, ln := range []net.Listener{s.ln, s.tls} {
+		if ln != nil {
+			list = append(list, ln)
+		}
+	}
+	return list
+}
+
+func (s *Server) closeListeners() error {
+	var errs []error
+	for _, ln := range s.listeners() {
+		errs = append(errs, ln.Close())
+	}
+	return errors.Join(errs...)
 }
 
 // mayListen refuses to be reached from elsewhere while everybody knows the password.
@@ -86,6 +131,14 @@ func mayListen(addr string, b *broker.Broker) error {
 
 // AMQPAddr returns the address that AMQP is served on.
 func (s *Server) AMQPAddr() net.Addr { return s.ln.Addr() }
+
+// TLSAddr returns the address that AMQP is served on with TLS, nil if it isn't.
+func (s *Server) TLSAddr() net.Addr {
+	if s.tls == nil {
+		return nil
+	}
+	return s.tls.Addr()
+}
 
 // Failed delivers an error when the server can't go on.
 func (s *Server) Failed() <-chan error { return s.failed }

@@ -82,6 +82,7 @@ func (s *nullSession) QueueStatus(string) (broker.QueueStatus, error) {
 	return broker.QueueStatus{Name: "q"}, nil
 }
 func (s *nullSession) Authenticate(string, string, bool) error { return nil }
+func (s *nullSession) AuthenticateExternal(string) error       { return nil }
 func (s *nullSession) Open(_ broker.Identity, sink Sink) (Session, error) {
 	s.sink = sink
 	return s, nil

@@ -11,6 +11,9 @@ import (
 type Broker interface {
 	// Authenticate checks a password; the error is a *berr.Error.
 	Authenticate(user, password string, remoteIsLoopback bool) error
+	// AuthenticateExternal lets a user in who has proved who he is otherwise; the error
+	// is a *berr.Error.
+	AuthenticateExternal(user string) error
 	// Open begins a session of an authenticated user. NotFound and AccessRefused
 	// concern the virtual host.
 	Open(id broker.Identity, sink Sink) (Session, error)

@@ -1,6 +1,7 @@
 package amqp
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"strings"
@@ -15,7 +16,27 @@ import (
 // what is parsed from it such a client costs less than 64 KiB.
 const handshakeFrameMax = readHandshakeBytes - amqpwire.FrameOverhead
 
-const mechanisms = "PLAIN AMQPLAIN"
+// mechanisms lists how a client may authenticate.
+func (c *conn) mechanisms() string {
+	if c.certificateUser() != "" {
+		return "PLAIN AMQPLAIN EXTERNAL"
+	}
+	return "PLAIN AMQPLAIN"
+}
+
+// certificateUser is whom the client's certificate stands for, empty for nobody.
+func (c *conn) certificateUser() string {
+	t, ok := c.nc.(*tls.Conn)
+	if !ok || c.cfg.CertificateUser == nil {
+		return ""
+	}
+	// The client has sent something, so the handshake of TLS is over.
+	chains := t.ConnectionState().VerifiedChains
+	if len(chains) == 0 {
+		return ""
+	}
+	return c.cfg.CertificateUser(chains[0][0])
+}
 
 // handshake takes the connection from the protocol header to connection.open. Until it
 // is over the connection has one goroutine, which writes too.
@@ -133,7 +154,7 @@ func (c *conn) authenticate() error {
 	err = c.write(&amqpwire.ConnectionStart{
 		VersionMajor: 0, VersionMinor: 9,
 		ServerProperties: props,
-		Mechanisms:       []byte(mechanisms),
+		Mechanisms:       []byte(c.mechanisms()),
 		Locales:          []byte("en_US"),
 	})
 	if err != nil {
@@ -147,14 +168,21 @@ func (c *conn) authenticate() error {
 		return wireError(err, m.ID())
 	}
 	c.readClientProperties(m.ClientProperties)
+	if user := c.certificateUser(); m.Mechanism == "EXTERNAL" && user != "" {
+		c.user = user
+		if err := c.srv.broker.AuthenticateExternal(user); err != nil {
+			return c.refuseLogin(m.Mechanism, user, err)
+		}
+		return nil
+	}
 	user, password, err := credentials(m.Mechanism, m.Response)
 	if err != nil {
 		return wireError(err, m.ID())
 	}
+	c.user = user
 	if err := c.srv.broker.Authenticate(user, password, c.loopback); err != nil {
 		return c.refuseLogin(m.Mechanism, user, err)
 	}
-	c.user = user
 	return nil
 }
 

@@ -2,6 +2,7 @@ package amqp
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"log/slog"
 	"net"
@@ -36,6 +37,10 @@ type Config struct {
 	MaxMessageBytes uint64
 	// MaxConnections refuses connections beyond; 0 is no limit.
 	MaxConnections int
+
+	// CertificateUser says who a client's verified certificate stands for, empty for
+	// nobody; nil: mechanism EXTERNAL isn't offered.
+	CertificateUser func(*x509.Certificate) string
 
 	// Product, Version, ClusterName and Platform are what server-properties say of the
 	// broker. Clients choose their behavior by the first two: "RabbitMQ", "3.13.7".
