@@ -13,6 +13,7 @@ import (
 	"encoding/base64"
 	"fmt"
 	"log/slog"
+	"math"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -37,8 +38,25 @@ type Config struct {
 	// DefaultUser and DefaultPassword are the administrator that the first start makes;
 	// default guest and guest.
 	DefaultUser, DefaultPassword string
+	// LargeBytes: a body of more bytes travels and is stored in parts of PartBytes or
+	// less. Defaults 1 MiB and msg.PartBytesMax, or a quarter of a WAL file if that is
+	// less.
+	LargeBytes, PartBytes int
 	// Node sizes storage; its Dir, FS, Shards, Meta and Blocked are set from here.
 	Node engine.NodeConfig
+}
+
+func (c *Config) setDefaults() {
+	quarter := c.Node.WALFileBytes / 4
+	if quarter == 0 {
+		quarter = math.MaxInt64
+	}
+	if c.LargeBytes == 0 {
+		c.LargeBytes = int(min(1<<20, quarter))
+	}
+	if c.PartBytes == 0 {
+		c.PartBytes = int(min(msg.PartBytesMax, quarter))
+	}
 }
 
 // Broker is an open broker.
@@ -69,6 +87,7 @@ func Open(cfg Config) (*Broker, error) {
 		blocked: map[string]bool{}, tell: make(chan struct{}, 1), grown: make(chan struct{}, 1),
 		stop: make(chan struct{}),
 	}
+	b.cfg.setDefaults()
 	nc := cfg.Node
 	nc.Dir, nc.FS, nc.Shards, nc.Meta = cfg.Dir, cfg.FS, cfg.Shards, b.meta
 	nc.MetaLoaded, nc.Log = b.meta.restored, cfg.Log

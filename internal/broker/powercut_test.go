@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"flag"
@@ -101,8 +102,9 @@ func (c *client) read() (out []delivered, err error) {
 	for i := range in {
 		d := &in[i]
 		err = c.rd.Each(d, func(off msg.Offset, rec *msg.Record) error {
-			out = append(out, delivered{d.Consumer.User.(*Consumer), off, d.Lane, number(rec.Body), d.Redelivered})
-			return nil
+			n, err := wholeNumber(c.rd, d, rec)
+			out = append(out, delivered{d.Consumer.User.(*Consumer), off, d.Lane, n, d.Redelivered})
+			return err
 		})
 		if err != nil {
 			return out, err
@@ -121,6 +123,32 @@ func number(body []byte) uint64 {
 
 func body(n uint64, size int) []byte {
 	return append(binary.LittleEndian.AppendUint64(nil, n), make([]byte, size)...)
+}
+
+// wholeNumber returns the number in a message's body. What lies in parts must be all
+// there and the body of that number.
+func wholeNumber(rd *Reader, d *queue.Delivery, rec *msg.Record) (uint64, error) {
+	if rec.Flags&msg.FlagParts == 0 {
+		return number(rec.Body), nil
+	}
+	var b []byte
+	if err := rd.Body(d, rec, func(piece []byte) error { b = append(b, piece...); return nil }); err != nil {
+		return 0, err
+	}
+	n := number(b)
+	if !bytes.Equal(b, largeBody(n, len(b)-8)) {
+		return n, fmt.Errorf("the body of message %d has other bytes", n)
+	}
+	return n, nil
+}
+
+// largeBody is a body of which each part differs.
+func largeBody(n uint64, size int) []byte {
+	b := body(n, size)
+	for i := 8; i < len(b); i++ {
+		b[i] = byte(n) ^ byte(i/100)
+	}
+	return b
 }
 
 var errCut = errors.New("the power is off")
@@ -157,10 +185,15 @@ func smallNode() engine.NodeConfig {
 	}
 }
 
+// cutConfig makes bodies of more than 4 kB go in parts of 1 kB.
+func cutConfig(fsys vfs.FS) Config {
+	return Config{Dir: "data", FS: fsys, Shards: 2, Node: smallNode(), LargeBytes: 4000, PartBytes: 1000}
+}
+
 // cutWorkload publishes to two queues (and to both through an exchange), consumes and
 // settles, until it is done or the power fails. The steps are the same for a seed.
 func cutWorkload(t testing.TB, fsys vfs.FS, seed uint64, off *atomic.Bool, o *outcome) {
-	b, err := Open(Config{Dir: "data", FS: fsys, Shards: 2, Node: smallNode()})
+	b, err := Open(cutConfig(fsys))
 	if err != nil {
 		if off.Load() {
 			return
@@ -237,12 +270,7 @@ func (w *cutRun) publish(step int) {
 		case 1:
 			ex, key, qs = "amq.fanout", "", []string{"one", "two"}
 		}
-		size := w.rng.IntN(600)
-		if step%17 == 0 {
-			size = 9000
-		}
-		e := msg.Envelope{Format: msg.FormatAMQP091, Exchange: []byte(ex), Key: []byte(key)}
-		if _, err := w.c.pub.Publish([]byte(ex), []byte(key), nil, &e, body(w.next, size)); err != nil {
+		if !w.send(ex, key, step) {
 			return
 		}
 		for _, q := range qs {
@@ -259,6 +287,41 @@ func (w *cutRun) publish(step int) {
 			w.o.mark(w.o.published, q, s.n, true)
 		}
 	}
+}
+
+// send publishes message w.next, some as large ones, of which some are given up first.
+func (w *cutRun) send(ex, key string, step int) bool {
+	e := msg.Envelope{Format: msg.FormatAMQP091, Exchange: []byte(ex), Key: []byte(key)}
+	size := w.rng.IntN(600)
+	if step%17 == 0 {
+		size = 3500
+	}
+	if w.rng.IntN(25) > 0 {
+		_, err := w.c.pub.Publish([]byte(ex), []byte(key), nil, &e, body(w.next, size))
+		return err == nil
+	}
+	b := largeBody(w.next, 4000+w.rng.IntN(6000))
+	for _, drop := range []bool{w.rng.IntN(3) == 0, false} {
+		l, err := w.c.pub.Begin([]byte(ex), [][]byte{[]byte(key)}, nil, uint64(len(b)), false)
+		if err != nil {
+			return false
+		}
+		if drop {
+			l.Write(b[:w.rng.IntN(len(b))])
+			if w.rng.IntN(2) == 0 { // else it stays unfinished until the next start
+				l.Drop()
+			}
+			continue
+		}
+		for rest := b; len(rest) > 0; {
+			n := min(len(rest), 1+w.rng.IntN(2000))
+			l.Write(rest[:n])
+			rest = rest[n:]
+		}
+		l.Publish(&e)
+		break
+	}
+	return true
 }
 
 // await waits until all slots are complete; false when the power failed or a slot did.
@@ -318,7 +381,7 @@ func (w *cutRun) settleSome() {
 // checkAfterCut opens the disk that the power cut left and compares it with what the
 // clients knew.
 func checkAfterCut(t *testing.T, disk *vfs.Mem, o *outcome) {
-	b, err := Open(Config{Dir: "data", FS: disk, Shards: 2, Node: smallNode()})
+	b, err := Open(cutConfig(disk))
 	if err != nil {
 		t.Fatalf("recovery: %v", err)
 	}
@@ -341,8 +404,11 @@ func checkAfterCut(t *testing.T, disk *vfs.Mem, o *outcome) {
 			n := 0
 			err := c.rd.Each(d, func(_ msg.Offset, rec *msg.Record) error {
 				n++
-				checkFound(t, o, q, number(rec.Body), d.Redelivered, seen)
-				return nil
+				found, err := wholeNumber(c.rd, d, rec)
+				if err == nil {
+					checkFound(t, o, q, found, d.Redelivered, seen)
+				}
+				return err
 			})
 			if err != nil || n != 1 {
 				t.Fatalf("queue %s offset %d: %d messages, %v", q, d.First, n, err)
@@ -352,6 +418,52 @@ func checkAfterCut(t *testing.T, disk *vfs.Mem, o *outcome) {
 			if _, settled := o.settled[q][n]; confirmed && !settled && !seen[n] {
 				t.Errorf("queue %s: confirmed message %d is lost", q, n)
 			}
+		}
+	}
+	checkParts(t, b)
+}
+
+// checkParts compares the parts logs that there are, after the sweep, with those that
+// belong to a message.
+func checkParts(t *testing.T, b *Broker) {
+	bound := map[msg.LogID]bool{}
+	for _, s := range b.node.Queues() {
+		s.Call(func() {
+			l := s.Machine().Ledger()
+			l.Logs(func(id msg.LogID) bool {
+				l.Lanes(id, func(lane uint8, _ *queue.Lane) bool {
+					l.EachLarge(id, lane, func(_ msg.Offset, ref msg.PartsRef) {
+						if !l.Has(ref.Log) {
+							t.Errorf("log %d has a body without parts", id)
+						}
+						bound[ref.Log] = true
+					})
+					return true
+				})
+				return true
+			})
+		})
+	}
+	give := time.After(10 * time.Second)
+	for {
+		loose := 0
+		for _, s := range b.node.Queues() {
+			s.Call(func() {
+				s.Machine().Ledger().Logs(func(id msg.LogID) bool {
+					if msg.IsParts(id) && !bound[id] {
+						loose++
+					}
+					return true
+				})
+			})
+		}
+		if loose == 0 {
+			return
+		}
+		select {
+		case <-give:
+			t.Fatalf("%d parts logs belong to no message", loose)
+		case <-time.After(time.Millisecond):
 		}
 	}
 }

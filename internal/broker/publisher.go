@@ -29,6 +29,7 @@ type Publisher struct {
 	queues  []*route.Queue
 	one     [1]msg.Target
 	targets []msg.Target
+	large   []*Large // of the current flush
 }
 
 type slot struct {
@@ -61,6 +62,11 @@ func (p *Publisher) PublishTo(exchange []byte, keys [][]byte, h route.HeaderLook
 	if err != nil {
 		return Published{}, err
 	}
+	return p.append(p.routeAll(vh, ex, keys, h), e, body), nil
+}
+
+// routeAll returns the queues that any of the keys leads to, each once.
+func (p *Publisher) routeAll(vh *route.VHost, ex *route.Exchange, keys [][]byte, h route.HeaderLookup) []*route.Queue {
 	p.queues = p.queues[:0]
 	for _, key := range keys {
 		from := len(p.queues)
@@ -73,7 +79,7 @@ func (p *Publisher) PublishTo(exchange []byte, keys [][]byte, h route.HeaderLook
 		}
 		p.queues = kept
 	}
-	return p.append(p.queues, e, body), nil
+	return p.queues
 }
 
 func contains(list []*route.Queue, q *route.Queue) bool {
@@ -134,25 +140,30 @@ func (p *Publisher) append(queues []*route.Queue, e *msg.Envelope, body [][]byte
 }
 
 func (p *Publisher) add(id uint32, targets []msg.Target, e *msg.Envelope, body [][]byte) uint32 {
+	sl, bit := p.slot(id)
+	sl.b.Append(targets, e, body...)
+	return bit
+}
+
+// slot returns the slot of a shard, with room in its builder, for something to be added.
+func (p *Publisher) slot(id uint32) (sl *slot, bit uint32) {
 	n := slotOf(id)
-	sl := &p.slots[n]
+	sl = &p.slots[n]
 	if sl.shard == nil {
 		sl.shard = p.s.b.node.Shard(id)
 	}
 	if sl.b.Full() {
 		p.submit(sl, p.token|partialBit)
 	}
-	sl.b.Append(targets, e, body...)
 	p.used |= 1 << n
-	return 1 << n
+	return sl, 1 << n
 }
 
-func (p *Publisher) submit(sl *slot, token uint64) {
-	for p.s.b.node.Pressure(sl.shard.ID()) {
+// waitPressure waits while the flusher is far behind; false if no messages are taken.
+func (p *Publisher) waitPressure(id uint32) bool {
+	for p.s.b.node.Pressure(id) {
 		if p.s.b.node.Refuses() { // what makes room may wait behind this in the connection
-			sub := shard.Sub{Chunk: sl.b.Finish(), Done: &p.done, Token: token}
-			sub.Finish(sl.shard.ID(), shard.Result{Err: shard.ErrNoRoom})
-			return
+			return false
 		}
 		select {
 		case <-time.After(time.Millisecond):
@@ -161,7 +172,16 @@ func (p *Publisher) submit(sl *slot, token uint64) {
 		}
 		break
 	}
-	sl.shard.SubmitWait(shard.Sub{Chunk: sl.b.Finish(), Done: &p.done, Token: token}, p.s.b.stop)
+	return true
+}
+
+func (p *Publisher) submit(sl *slot, token uint64) {
+	sub := shard.Sub{Chunk: sl.b.Finish(), Done: &p.done, Token: token}
+	if !p.waitPressure(sl.shard.ID()) {
+		sub.Finish(sl.shard.ID(), shard.Result{Err: shard.ErrNoRoom})
+		return
+	}
+	sl.shard.SubmitWait(sub, p.s.b.stop)
 }
 
 // Token returns the token of the flush that the next message belongs to. Tokens
@@ -182,5 +202,10 @@ func (p *Publisher) Flush() (token uint64, slots uint32) {
 			p.submit(&p.slots[n], token)
 		}
 	}
+	for i, l := range p.large {
+		l.drop() // does nothing, unless the message was refused
+		p.large[i] = nil
+	}
+	p.large = p.large[:0]
 	return token, slots
 }

@@ -12,6 +12,10 @@ type Reader struct {
 	settles map[*engine.Shard][]engine.Settled
 }
 
+// ErrBodyGone says that a large body was deleted while it was read, or a part can't be
+// read.
+var ErrBodyGone = engine.ErrBodyGone
+
 // Reader returns a new reader of the session.
 func (s *Session) Reader() *Reader {
 	return &Reader{settles: map[*engine.Shard][]engine.Settled{}}
@@ -32,6 +36,22 @@ func (r *Reader) Each(d *queue.Delivery, fn func(off msg.Offset, rec *msg.Record
 		})
 	}
 	return nil
+}
+
+// Body calls fn with the pieces of the body of a message with FlagParts, in order; a piece
+// is valid during the call. It may be called in the fn of Each. ErrBodyGone, or the error
+// of fn.
+func (r *Reader) Body(d *queue.Delivery, rec *msg.Record, fn func(piece []byte) error) error {
+	return r.r.Body(d, rec.Parts, fn)
+}
+
+// Kept is Body for a body that was kept to be sent back.
+func (r *Reader) Kept(k Kept, fn func(piece []byte) error) error {
+	// Nothing told that the parts have been applied: this does.
+	if _, err := k.shard.Do(func(b *msg.Builder) { b.TermStart() }); err != nil {
+		return err
+	}
+	return r.r.Parts(k.shard, k.ref, fn)
 }
 
 // Flush submits the settlements that Each made.

@@ -3,7 +3,6 @@ package broker
 import (
 	"errors"
 	"sync"
-	"sync/atomic"
 
 	"github.com/sluicemq/sluice/internal/access"
 	"github.com/sluicemq/sluice/internal/berr"
@@ -12,7 +11,6 @@ import (
 	"github.com/sluicemq/sluice/internal/msg"
 	"github.com/sluicemq/sluice/internal/queue"
 	"github.com/sluicemq/sluice/internal/route"
-	"github.com/sluicemq/sluice/internal/shard"
 )
 
 // Session is one connection's access to a virtual host. See the package comment.
@@ -544,52 +542,4 @@ func (e engineSink) Hungry(p queue.Pool) {
 	for _, c := range list {
 		c.base.Shard().Kick(c.base)
 	}
-}
-
-// completer turns the answers of shards into those of slots, for a publisher or for the
-// settlements of a session. A submission that was sent because a builder was full
-// carries partialBit: only the last one of a flush is reported, with the first error
-// among them.
-type completer struct {
-	sink   Sink
-	failed [maxSlots]atomic.Pointer[error]
-}
-
-// errSealed: a queue took no messages since it was about to be deleted. Whether the
-// others of the slot were stored is not told apart.
-var errSealed = berr.New(berr.Unavailable, "a queue is being deleted")
-
-const partialBit = 1 << 62
-
-// Completed implements shard.Completer.
-func (d *completer) Completed(id uint32, token uint64, res shard.Result) {
-	slot := slotOf(id)
-	err := res.Err
-	for _, o := range res.Outcomes {
-		if o.Code == shard.Sealed && err == nil {
-			err = errSealed
-		}
-	}
-	failed := &d.failed[slot]
-	if token&partialBit != 0 {
-		if err != nil {
-			first := err // so that only failing allocates
-			failed.CompareAndSwap(nil, &first)
-		}
-		return
-	}
-	if first := failed.Swap(nil); first != nil {
-		err = *first
-	}
-	d.sink.Completed(token, slot, err)
-}
-
-// maxSlots bounds the shards a node may have: slot 0 is the volatile one.
-const maxSlots = 32
-
-func slotOf(id uint32) uint8 {
-	if id == engine.VolatileShard {
-		return 0
-	}
-	return uint8(id)
 }

@@ -42,8 +42,8 @@ type AMQP struct {
 	// them. Defaults RabbitMQ and 3.13.7.
 	Product string `yaml:"product"`
 	Version string `yaml:"version"`
-	// Limits offered to clients; defaults 131072 bytes, 2047 channels, 60 s, 16 MiB; a
-	// message can't be larger than 48 MiB, which has to fit into a WAL file.
+	// Limits offered to clients; defaults 131072 bytes, 2047 channels, 60 s, 128 MiB; a
+	// message can't be larger than 512 MiB.
 	FrameMax        uint32        `yaml:"frame_max"`
 	ChannelMax      uint16        `yaml:"channel_max"`
 	Heartbeat       time.Duration `yaml:"heartbeat"`
@@ -179,12 +179,15 @@ func (c *Config) EnsureDefaults() {
 		c.Storage.Shards = min(max(runtime.GOMAXPROCS(0), 2), 8)
 	}
 	if c.AMQP.MaxMessageBytes == 0 {
-		c.AMQP.MaxMessageBytes = 16 << 20
+		c.AMQP.MaxMessageBytes = 128 << 20
 	}
 	if c.DrainTimeout == 0 {
 		c.DrainTimeout = 10 * time.Second
 	}
 }
+
+// messageBytesMax is as large as max_message_bytes may be, as with RabbitMQ.
+const messageBytesMax = 512 << 20
 
 // Validate says what is wrong with a configuration whose defaults are filled in.
 func (c *Config) Validate() error {
@@ -206,12 +209,8 @@ func (c *Config) Validate() error {
 	if b := c.Storage.WALFileBytes; b != 0 && (b < 1<<20 || b > 1<<30 || b%4096 != 0) {
 		return fmt.Errorf("storage wal_file_bytes %d: must be 1 MiB to 1 GiB and a multiple of 4096", b)
 	}
-	file := c.Storage.WALFileBytes
-	if file == 0 {
-		file = 64 << 20
-	}
-	if m := c.AMQP.MaxMessageBytes; m > uint64(file/4*3) {
-		return fmt.Errorf("amqp max_message_bytes %d: at most three quarters of a write-ahead log file, %d", m, file/4*3)
+	if m := c.AMQP.MaxMessageBytes; m > messageBytesMax {
+		return fmt.Errorf("amqp max_message_bytes %d: at most %d", m, messageBytesMax)
 	}
 	if f := c.AMQP.FrameMax; f != 0 && f < 4096 {
 		return fmt.Errorf("amqp frame_max %d: must be at least 4096", f)

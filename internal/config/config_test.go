@@ -30,7 +30,7 @@ func TestFileThenEnvironmentThenDefaults(t *testing.T) {
 		t.Fatal(err)
 	}
 	if c.Data != "/var/lib/sluice" || c.AMQP.Listen != "localhost:7" || c.Storage.Shards != 4 ||
-		c.AMQP.Heartbeat != 30*time.Second || c.LogLevel != "info" || c.AMQP.MaxMessageBytes != 16<<20 {
+		c.AMQP.Heartbeat != 30*time.Second || c.LogLevel != "info" || c.AMQP.MaxMessageBytes != 128<<20 {
 		t.Fatalf("%+v", c)
 	}
 }
@@ -50,7 +50,7 @@ func TestMistakesAreNamed(t *testing.T) {
 		"shards":         func(c *Config) { c.Storage.Shards = 99 },
 		"wal_file_bytes": func(c *Config) { c.Storage.WALFileBytes = 5000 },
 		"frame_max":      func(c *Config) { c.AMQP.FrameMax = 100 },
-		"max_message":    func(c *Config) { c.AMQP.MaxMessageBytes = 1 << 30 },
+		"max_message":    func(c *Config) { c.AMQP.MaxMessageBytes = 512<<20 + 1 },
 	} {
 		c := Config{}
 		c.EnsureDefaults()

@@ -128,6 +128,7 @@ func NodeKey(key []byte) bool { return len(key) == 9 && key[0] == subKey }
 // Reset implements shard.Machine. Numbers in the tail are not used again.
 func (m *Machine) Reset() {
 	*m.ledger = *queue.NewLedger()
+	m.ledger.OnFreeing(m.freeParts)
 	m.tail.popTo(m.tail.end())
 	m.places.clear()
 	m.cut = cut{}

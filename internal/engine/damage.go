@@ -108,6 +108,9 @@ func (b *badList) settle(c *Consumer) error {
 // giveUp puts messages aside that nobody has asked for yet and settles them; done, if
 // not nil, is told when that is applied.
 func (b *badList) giveUp(s *Shard, done shard.Completer) (some bool, err error) {
+	if msg.IsParts(b.log) && len(b.list) > 0 {
+		return b.giveUpBody(s, done)
+	}
 	list, ranges, ok := b.losses(s)
 	if !ok {
 		return false, ErrStopped

@@ -81,6 +81,7 @@ func New(c Config) *Machine {
 	}
 	m.dispatch = queue.NewDispatch(m.ledger, m)
 	m.give = m.deliver
+	m.ledger.OnFreeing(m.freeParts)
 	return m
 }
 
@@ -93,7 +94,9 @@ func (m *Machine) Locate(log msg.LogID, n uint8, off msg.Offset, most uint64) (q
 	if l == nil {
 		return queue.Source{Kind: srcRun}, 1, 1
 	}
-	return l.locate(off, most)
+	src, count, bytes := l.locate(off, most)
+	count, bytes = m.sizeLarge(lane{log, n}, off, count, bytes)
+	return src, count, bytes
 }
 
 // Apply implements shard.Machine.
@@ -106,11 +109,15 @@ func (m *Machine) Apply(c *shard.Command) (res shard.Result) {
 		switch op.Kind {
 		case msg.OpRequire: // before all others, so nothing has been done yet
 			if !m.ledger.AllFree(op.Log, op.Lane, op.Ranges) {
-				return shard.Result{Refused: true}
+				return m.refuse(&it, op)
 			}
-		case msg.OpAppend:
+		case msg.OpAppend, msg.OpBodyPart:
 			if sub == noSub {
 				sub = m.tailPush(c)
+			}
+			if op.Kind == msg.OpBodyPart {
+				m.applyPart(c, sub, op)
+				continue
 			}
 			m.applyAppend(c, sub, i, op, &res)
 		case msg.OpHold:
@@ -145,7 +152,7 @@ func (m *Machine) Apply(c *shard.Command) (res shard.Result) {
 		case msg.OpUnseal:
 			m.ledger.Unseal(op.Log)
 		case msg.OpTermStart:
-		case msg.OpBodyPart, msg.OpMeta:
+		case msg.OpMeta:
 			m.log.Error("operation of another machine", "shard", m.id, "kind", op.Kind)
 		}
 	}
@@ -158,10 +165,22 @@ func (m *Machine) Apply(c *shard.Command) (res shard.Result) {
 	return res
 }
 
+// refuse ends a submission of which a requirement does not hold. The large bodies that
+// went ahead of its appends go.
+func (m *Machine) refuse(it *msg.OpIter, op *msg.Op) shard.Result {
+	for it.Next(op) {
+		if op.Kind == msg.OpAppend && op.Parts.Count > 0 {
+			m.ledger.DropUnbound(op.Parts.Log)
+		}
+	}
+	return shard.Result{Refused: true}
+}
+
 // applySweep ends what incarnations of a node before the given one left unfinished:
-// holds of transactions.
+// holds of transactions and large bodies.
 func (m *Machine) applySweep(node, before uint32) {
 	m.freed(m.ledger.Sweep(node, before))
+	m.ledger.SweepParts(node, before)
 }
 
 // freed tells the dispatch of messages that are held no more.
@@ -199,25 +218,23 @@ func (t *tail) setLive(sub uint64, n uint32, volatile bool) {
 }
 
 func (m *Machine) applyAppend(c *shard.Command, sub uint64, i int, op *msg.Op, res *shard.Result) {
+	var cond *msg.Cond
+	if op.HasCond {
+		cond = &op.Cond
+	}
 	for k, t := range op.Targets {
-		var cond *msg.Cond
-		if op.HasCond {
-			cond = &op.Cond
-		}
 		var out queue.Outcome
-		if op.Forced {
+		switch {
+		case op.Parts.Count > 0:
+			out = m.ledger.AppendLarge(t.Log, t.Lane, cond, op.Parts, op.Forced)
+		case op.Forced:
 			out = m.ledger.AppendForced(t.Log, t.Lane, op.N, cond)
-		} else {
+		default:
 			out = m.ledger.Append(t.Log, t.Lane, op.N, cond)
 		}
 		switch out.Code {
 		case queue.Appended:
-			if c.Pos.Seq == 0 || c.Pos.Seq > m.flushed {
-				n := note{first: out.First, sub: sub, count: uint32(op.N), op: uint32(op.Pos), bytes: uint32(op.Bytes)}
-				l := m.places.of(lane{t.Log, t.Lane})
-				l.notes = append(l.notes, n)
-				m.cut.notes = append(m.cut.notes, laneNote{lane{t.Log, t.Lane}, n})
-			}
+			m.note(c, sub, lane{t.Log, t.Lane}, out.First, op)
 			if msg.IsOutbox(t.Log) {
 				m.owes(c, t.Log, out.First, op.N, res)
 			}
@@ -235,6 +252,20 @@ func (m *Machine) applyAppend(c *shard.Command, sub uint64, i int, op *msg.Op, r
 			res.Outcomes = append(res.Outcomes, shard.Outcome{Op: i, Target: k, Code: shard.Refused})
 		}
 	}
+	if op.Parts.Count > 0 {
+		m.ledger.DropUnbound(op.Parts.Log)
+	}
+}
+
+// note enters where the records of an operation lie that a lane got.
+func (m *Machine) note(c *shard.Command, sub uint64, k lane, first msg.Offset, op *msg.Op) {
+	if c.Pos.Seq != 0 && c.Pos.Seq <= m.flushed {
+		return
+	}
+	n := note{first: first, sub: sub, count: uint32(op.N), op: uint32(op.Pos), bytes: uint32(op.Bytes)}
+	l := m.places.of(k)
+	l.notes = append(l.notes, n)
+	m.cut.notes = append(m.cut.notes, laneNote{k, n})
 }
 
 // owes notes submissions for another shard.
@@ -303,8 +334,8 @@ func (m *Machine) applyReturn(op *msg.Op) {
 	}
 }
 
-func (m *Machine) applyDelete(log msg.LogID) {
-	var lanes []uint8
+// letGo settles the accounts of a log that goes and returns its lanes.
+func (m *Machine) letGo(log msg.LogID) (lanes []uint8) {
 	m.ledger.Lanes(log, func(n uint8, ln *queue.Lane) bool {
 		lanes = append(lanes, n)
 		if l := m.places.lanes[lane{log, n}]; l != nil {
@@ -313,7 +344,15 @@ func (m *Machine) applyDelete(log msg.LogID) {
 		}
 		return true
 	})
-	m.places.drop(log, lanes)
+	return lanes
+}
+
+func (m *Machine) applyDelete(log msg.LogID) {
+	if msg.IsParts(log) {
+		m.ledger.Delete(log) // freeParts is told, if it goes
+		return
+	}
+	m.places.drop(log, m.letGo(log))
 	m.ledger.Delete(log)
 	returns := m.returns[log]
 	delete(m.returns, log)

@@ -117,6 +117,7 @@ type Node struct {
 	txs      atomic.Uint64 // transactions numbered since the start
 	movers   sync.WaitGroup
 	stepping *Stepping
+	bodies   atomic.Uint32 // parts logs made since the start
 	tables   atomic.Pointer[[]*shard.Shard]
 	syncs    hist.Histogram // writes of the WAL with their sync
 	Recovery *wal.Recovery
@@ -454,6 +455,17 @@ func (n *Node) run() error {
 	}
 	n.Sweep()
 	return err
+}
+
+// NewParts returns the id of a new parts log; false when this start has made as many as
+// can be told apart.
+func (n *Node) NewParts() (msg.LogID, bool) {
+	k := n.bodies.Add(1) - 1
+	if k >= msg.PartsLogsMax {
+		n.bodies.Store(msg.PartsLogsMax)
+		return 0, false
+	}
+	return msg.PartsLog(n.number, n.start, k), true
 }
 
 // Shards lists all shards, for a driver to step; the volatile one is the last.

@@ -34,7 +34,9 @@ type Reader struct {
 		have bool
 		ra   store.ReadAhead
 	}
-	bad badList
+	bad  badList
+	off  msg.Offset // of the message that fn has
+	body *Reader    // of large bodies; made when there is one
 }
 
 // Close gives back what the reader holds.
@@ -44,6 +46,9 @@ func (r *Reader) Close() {
 		r.last.c = nil
 	}
 	r.dropBlock()
+	if r.body != nil {
+		r.body.Close()
+	}
 }
 
 func (r *Reader) dropBlock() {
@@ -54,32 +59,37 @@ func (r *Reader) dropBlock() {
 
 // Each calls fn with each message of a delivery in order. rec is valid during the call.
 // Messages that exist no more are left out, and those that can't be read: they are put
-// into quarantine and settled as damaged. An error of fn ends it and is returned.
+// into quarantine and settled as damaged. An error of fn ends it and is returned. fn may
+// call Body for a message with FlagParts.
 func (r *Reader) Each(d *queue.Delivery, fn func(off msg.Offset, rec *msg.Record) error) error {
 	base := d.Consumer.User.(Based).Base()
-	m := base.shard.m
 	r.bad.reset(d.Log, d.Lane)
-	err, done := error(nil), false
-	if d.Src.Kind == srcTail {
-		done, err = r.fromTail(m, d, fn)
-	}
-	if err == nil && !done {
-		err = r.fromRuns(m, lane{d.Log, d.Lane}, d.First, d.First+uint64(d.Count), fn)
-	}
+	err := r.read(base.shard.m, lane{d.Log, d.Lane}, d.First, d.Count, d.Src, fn)
 	if len(r.bad.list) == 0 {
 		return err
 	}
 	return errors.Join(err, r.bad.settle(base))
 }
 
+// read is Each for n messages from first on that lie in one source.
+func (r *Reader) read(m *Machine, k lane, first msg.Offset, n uint32, src queue.Source, fn func(msg.Offset, *msg.Record) error) error {
+	if src.Kind == srcTail {
+		done, err := r.fromTail(m, first, n, src, fn)
+		if done || err != nil {
+			return err
+		}
+	}
+	return r.fromRuns(m, k, first, first+uint64(n), fn)
+}
+
 // fromTail reads from a chunk or a WAL file; done is false when the submission has
 // been flushed meanwhile.
-func (r *Reader) fromTail(m *Machine, d *queue.Delivery, fn func(msg.Offset, *msg.Record) error) (done bool, err error) {
-	sub := d.Src.Ref & (1<<skipShift - 1)
+func (r *Reader) fromTail(m *Machine, first msg.Offset, n uint32, src queue.Source, fn func(msg.Offset, *msg.Record) error) (done bool, err error) {
+	sub := src.Ref & (1<<skipShift - 1)
 	c, err := r.submission(m, sub)
 	var damage *wal.Damage
 	if errors.As(err, &damage) {
-		r.bad.add(d.First, d.First+uint64(d.Count)-1, ofWAL(m.id, damage))
+		r.bad.add(first, first+uint64(n)-1, ofWAL(m.id, damage))
 		return true, nil
 	}
 	if c == nil || err != nil {
@@ -90,14 +100,14 @@ func (r *Reader) fromTail(m *Machine, d *queue.Delivery, fn func(msg.Offset, *ms
 	if err != nil {
 		return false, err
 	}
-	if err := s.OpAt(int(d.Src.Pos), &r.op); err != nil {
+	if err := s.OpAt(int(src.Pos), &r.op); err != nil {
 		return false, err
 	}
 	run := s.Records(&r.op)
-	if err := run.Skip(int(d.Src.Ref >> skipShift)); err != nil {
+	if err := run.Skip(int(src.Ref >> skipShift)); err != nil {
 		return false, err
 	}
-	for i := range uint64(d.Count) {
+	for i := range uint64(n) {
 		raw, err := run.Next()
 		if err == nil && raw == nil {
 			err = msg.ErrCorrupt
@@ -108,7 +118,8 @@ func (r *Reader) fromTail(m *Machine, d *queue.Delivery, fn func(msg.Offset, *ms
 		if r.rec, _, err = msg.ParseRecord(raw); err != nil {
 			return true, err
 		}
-		if err := fn(d.First+i, &r.rec); err != nil {
+		r.off = first + i
+		if err := fn(r.off, &r.rec); err != nil {
 			return true, err
 		}
 	}
@@ -185,6 +196,7 @@ func (r *Reader) fromRuns(m *Machine, k lane, from, end msg.Offset, fn func(msg.
 		if r.rec, _, err = msg.ParseRecord(rec); err != nil {
 			return err
 		}
+		r.off = off
 		if err := fn(off, &r.rec); err != nil {
 			return err
 		}

@@ -16,8 +16,7 @@ type group struct {
 	targets []Target
 	cond    Cond
 	hasCond bool
-	partKey uint64
-	parts   int
+	parts   PartsRef
 	bytes   int
 	end     int // where the last record ended, to see whether the next one follows
 	contig  bool
@@ -42,6 +41,8 @@ type Builder struct {
 	cmds   []byte // the other operations that aren't appends, encoded
 	other  int    // number of operations in pre and cmds
 	last   int    // the group that the last record went to
+	ref    []byte // scratch
+	pieces [1][]byte
 }
 
 // Empty reports whether nothing has been added.
@@ -86,14 +87,25 @@ func (b *Builder) Owe(target uint32, sub Submission) {
 	b.Append([]Target{{Log: OutboxLog(target)}}, &Envelope{}, sub)
 }
 
-// AppendIf is Append with a precondition and, when parts is positive, a body that
-// lies in so many parts under partKey; it makes an operation of its own.
-func (b *Builder) AppendIf(targets []Target, c Cond, partKey uint64, parts int, e *Envelope, pieces ...[]byte) {
+// AppendIf is Append with a precondition; it makes an operation of its own.
+func (b *Builder) AppendIf(targets []Target, c Cond, e *Envelope, pieces ...[]byte) {
 	g := b.newGroup(targets)
 	g.cond, g.hasCond = c, !c.IsZero()
 	g.cond.Dedup = slices.Clone(c.Dedup)
-	g.partKey, g.parts = partKey, parts
 	b.put(g, e, pieces)
+	b.last = -1
+}
+
+// AppendLarge adds one message whose body lies in parts, which are in submissions ahead
+// of this one; it makes an operation of its own. e gets FlagParts.
+func (b *Builder) AppendLarge(targets []Target, c Cond, e *Envelope, parts PartsRef) {
+	g := b.newGroup(targets)
+	g.cond, g.hasCond, g.parts = c, !c.IsZero(), parts
+	g.cond.Dedup = slices.Clone(c.Dedup)
+	e.Flags |= FlagParts
+	b.ref = parts.append(b.ref[:0])
+	b.pieces[0] = b.ref
+	b.put(g, e, b.pieces[:])
 	b.last = -1
 }
 
@@ -129,8 +141,8 @@ func (b *Builder) groupFor(targets []Target) *group {
 	// later operations apply later.
 	for i, steps := len(b.groups)-1, 0; i >= 0 && steps < 32; i, steps = i-1, steps+1 {
 		g := &b.groups[i]
-		if g.hasCond || g.parts > 0 {
-			break // order within a log must not pass a conditional append
+		if g.hasCond || g.parts.Count > 0 {
+			break // order within a log must not pass such an append
 		}
 		if slices.Equal(g.targets, targets) {
 			if b.overlapsAfter(i, targets) {
@@ -296,21 +308,6 @@ func (b *Builder) Meta(op []byte) {
 	b.other++
 }
 
-// BodyPart adds a piece of a large body; the append that refers to key follows later
-// on the same link.
-func (b *Builder) BodyPart(key uint64, piece []byte) {
-	e := Envelope{}
-	n := e.RecordLen(len(piece))
-	b.room(n)
-	pos := b.chunk.Len()
-	b.chunk.SetBytes(append(appendRecordHeader(b.chunk.Bytes(), &e, len(piece)), piece...))
-	b.cmds = append(b.cmds, byte(OpBodyPart))
-	b.cmds = binary.AppendUvarint(b.cmds, key)
-	b.cmds = binary.AppendUvarint(b.cmds, uint64(n))
-	b.cmds = binary.AppendUvarint(b.cmds, uint64(pos))
-	b.other++
-}
-
 // Finish encodes the command section and returns the submission's chunk with one
 // reference, which passes to the caller; nil when nothing was added. Appends come
 // first, the other operations after them.
@@ -326,11 +323,7 @@ func (b *Builder) Finish() *buf.Chunk {
 		dst = b.groups[i].encode(dst, b.Forced)
 	}
 	dst = append(dst, b.cmds...)
-	le := binary.LittleEndian
-	le.PutUint32(dst[0:], uint32(len(dst)))
-	le.PutUint32(dst[8:], uint32(cmd))
-	le.PutUint32(dst[12:], uint32(len(b.groups)+b.other))
-	le.PutUint32(dst[4:], CRC(dst[8:]))
+	sealSubmission(dst, cmd, len(b.groups)+b.other)
 	b.chunk.SetBytes(dst)
 	c := b.chunk
 	b.empty()
@@ -362,7 +355,7 @@ func (b *Builder) cmdLenMax() int {
 	n := len(b.pre) + len(b.cmds)
 	for i := range b.groups {
 		g := &b.groups[i]
-		n += 96 + len(g.cond.Dedup) + 11*len(g.targets)
+		n += 128 + len(g.cond.Dedup) + 11*len(g.targets)
 		if !g.contig {
 			n += 5 * len(g.pos)
 		}
@@ -383,7 +376,7 @@ func (g *group) encode(dst []byte, forced bool) []byte {
 	if g.hasCond {
 		flags |= appCond
 	}
-	if g.parts > 0 {
+	if g.parts.Count > 0 {
 		flags |= appParts
 	}
 	if forced {
@@ -400,9 +393,10 @@ func (g *group) encode(dst []byte, forced bool) []byte {
 	if g.hasCond {
 		dst = g.cond.encode(dst)
 	}
-	if g.parts > 0 {
-		dst = binary.AppendUvarint(dst, g.partKey)
-		dst = binary.AppendUvarint(dst, uint64(g.parts))
+	if g.parts.Count > 0 {
+		dst = binary.AppendUvarint(dst, g.parts.Log)
+		dst = binary.AppendUvarint(dst, uint64(g.parts.Count))
+		dst = binary.AppendUvarint(dst, g.parts.Bytes)
 	}
 	dst = binary.AppendUvarint(dst, uint64(len(g.pos)))
 	dst = binary.AppendUvarint(dst, uint64(g.bytes))

@@ -30,7 +30,7 @@ func TestBuilderKeepsOrderPerLog(t *testing.T) {
 			body := fmt.Sprintf("%d-%s", i, bytes.Repeat([]byte("x"), rapid.IntRange(0, 300).Draw(t, "size")))
 			e := Envelope{Format: FormatAMQP091, Key: []byte("k"), Exchange: []byte("ex"), Props: []byte{1, 2}}
 			if rapid.IntRange(0, 9).Draw(t, "cond") == 0 {
-				b.AppendIf(targets, Cond{ExpectTail: true, Tail: 7}, 0, 0, &e, []byte(body))
+				b.AppendIf(targets, Cond{ExpectTail: true, Tail: 7}, &e, []byte(body))
 			} else {
 				b.Append(targets, &e, []byte(body[:1]), []byte(body[1:]))
 			}
@@ -138,7 +138,7 @@ func TestOperationsComeBack(t *testing.T) {
 	tx, rs := TxID{Node: 3, Incarnation: 1 << 31, N: 1 << 40}, []Range{{5, 1}, {9, 3}}
 	cond := Cond{Producer: 4, Epoch: 2, Seq: 9, Wrap: true, Dedup: []byte("an id")}
 	b.Hold(tx, OutboxLog(7), 2, rs)
-	b.AppendIf([]Target{{Log: 8}}, cond, 0, 0, &Envelope{}, []byte("x"))
+	b.AppendIf([]Target{{Log: 8}}, cond, &Envelope{}, []byte("x"))
 	b.Unhold(tx)
 	b.Sweep(3, 17)
 	b.Require(8, 1, rs)
@@ -193,13 +193,16 @@ func FuzzSubmission(f *testing.F) {
 	b.Ensure(1, []byte("profile"))
 	b.Seal(1, SealIfEmpty)
 	b.Meta([]byte("m"))
-	b.BodyPart(7, []byte("piece"))
-	b.AppendIf([]Target{{Log: 5}}, Cond{Dedup: []byte("id"), Producer: 4, Wrap: true}, 0, 0, &Envelope{}, []byte("four"))
+	b.AppendIf([]Target{{Log: 5}}, Cond{Dedup: []byte("id"), Producer: 4, Wrap: true}, &Envelope{}, []byte("four"))
+	b.AppendLarge([]Target{{Log: 1}}, Cond{}, &Envelope{}, PartsRef{Log: PartsLog(1, 2, 3), Count: 2, Bytes: 9})
 	b.Require(1, 0, []Range{{1, 2}})
 	b.Hold(TxID{1, 2, 3}, 1, 0, []Range{{1, 2}})
 	b.Unhold(TxID{1, 2, 3})
 	b.Sweep(1, 4)
 	f.Add(b.Finish().Bytes())
+	var w PartWriter
+	w.Write([]byte("piece"), 5)
+	f.Add(w.Finish(PartsLog(1, 2, 3), 1).Bytes())
 	f.Fuzz(func(_ *testing.T, raw []byte) {
 		if b, err := ParseBatch(raw); err == nil {
 			_ = b.Parts(func(p Part, _ int) error { walk(p.Sub); return nil })

@@ -19,7 +19,7 @@ const (
 	OpDelete                         // the log is gone; its id is never reused
 	OpSeal                           // appends are refused from here on, if the condition holds
 	OpUnseal                         // takes a seal back
-	OpBodyPart                       // a piece of a large body, referred to by key
+	OpBodyPart                       // a record that is one part of a large body
 	OpTermStart                      // the first entry of a leader's term
 	OpMeta                           // an operation of the metadata machine, opaque here
 	OpReserveExact                   // as OpReserve, but it may lower the mark: at a clean stop
@@ -49,7 +49,7 @@ const (
 	appContiguous uint8 = 1 << iota // records lie one behind the other
 	appLanes                        // targets name lanes
 	appCond                         // a precondition follows
-	appParts                        // the record's body lies in parts, named by a key
+	appParts                        // the record's body lies in parts, which are named
 	appForced                       // a seal does not refuse it
 )
 
@@ -144,9 +144,9 @@ type Op struct {
 	Bytes   int      // append: encoded length of its records together
 	Cond    Cond     // append
 	HasCond bool
-	Forced  bool   // append: a seal does not refuse it
-	PartKey uint64 // append with parts, body part: the key that ties them
-	Parts   int    // append with parts: how many
+	Forced  bool     // append: a seal does not refuse it
+	Parts   PartsRef // append: where the body of its one message lies; Count 0 for in the record
+	Number  uint32   // body part: which one of Log
 
 	contiguous bool
 	first      int    // position of the first record
@@ -286,11 +286,15 @@ func (r *reader) parse(op *Op, cmdPos int) {
 	case OpSeal:
 		op.Log, op.Flags = r.uv(), r.u8()
 	case OpBodyPart:
-		op.PartKey = r.uv()
+		op.Log = r.uv()
+		op.Number = r.u32()
 		op.Bytes = int(r.uv())
 		op.first = int(r.uv())
 		op.N, op.contiguous = 1, true
 		r.checkRecords(op, cmdPos)
+		if !IsParts(op.Log) {
+			r.fail("parts log")
+		}
 	case OpHold:
 		op.Tx = r.tx()
 		op.Log, op.Lane = r.uv(), r.u8()
@@ -326,8 +330,10 @@ func (r *reader) parseAppend(op *Op, cmdPos int) {
 		r.cond(&op.Cond)
 	}
 	if flags&appParts != 0 {
-		op.PartKey = r.uv()
-		op.Parts = int(r.uv())
+		op.Parts = PartsRef{Log: r.uv(), Count: r.u32(), Bytes: r.uv()}
+		if !op.Parts.valid() {
+			r.fail("parts")
+		}
 	}
 	op.N = int(r.uv())
 	op.Bytes = int(r.uv())
@@ -341,6 +347,9 @@ func (r *reader) parseAppend(op *Op, cmdPos int) {
 		}
 	}
 	r.checkRecords(op, cmdPos)
+	if op.Parts.Count > 0 && op.N != 1 {
+		r.fail("messages with one body")
+	}
 }
 
 // checkRecords refuses operations that could make a reader walk outside of the

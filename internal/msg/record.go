@@ -21,7 +21,7 @@ const (
 // Flags of a record.
 const (
 	FlagPersistent uint8 = 1 << iota // the publisher asked for durability
-	FlagParts                        // the body lies in parts, the record's body lists them
+	FlagParts                        // the body lies in parts, to which the record refers
 )
 
 const recordHeaderLen = 40
@@ -87,8 +87,17 @@ func appendRecordHeader(dst []byte, e *Envelope, body int) []byte {
 // Record is a view of an encoded record; its slices alias the input.
 type Record struct {
 	Envelope
-	Body []byte
-	Raw  []byte // the whole encoding
+	Body  []byte   // empty with FlagParts
+	Parts PartsRef // where the body lies with FlagParts
+	Raw   []byte   // the whole encoding
+}
+
+// BodyLen returns the length of the message's body, wherever that lies.
+func (r *Record) BodyLen() uint64 {
+	if r.Flags&FlagParts != 0 {
+		return r.Parts.Bytes
+	}
+	return uint64(len(r.Body))
 }
 
 // ParseRecord reads the record at the start of b. The result aliases b; n is its
@@ -115,6 +124,13 @@ func ParseRecord(b []byte) (r Record, n int, err error) {
 	}
 	r.Exchange, r.Key, r.Annotations, r.Props = cut(ex), cut(key), cut(ann), cut(props)
 	r.Body = cut(body)
+	if r.Flags&FlagParts != 0 {
+		ok := false
+		if r.Parts, ok = parsePartsRef(r.Body); !ok {
+			return Record{}, 0, corrupt("reference to parts", p-body)
+		}
+		r.Body = nil
+	}
 	r.Raw = b[:total:total]
 	return r, total, nil
 }

@@ -33,6 +33,7 @@ type entry struct {
 	set    *chunk
 	counts *countPart
 	dedup  []dedupEntry
+	bound  *boundChunk // while restoring
 }
 
 const (
@@ -202,6 +203,9 @@ func (l *Ledger) forget(g *logState) {
 			for _, k := range n.stored.counts {
 				l.dead = append(l.dead, partKey(keyCounts, g.id, number, k))
 			}
+			for _, k := range n.stored.bound {
+				l.dead = append(l.dead, partKey(keyBound, g.id, number, k))
+			}
 		}
 		return true
 	})
@@ -214,6 +218,11 @@ func (l *Ledger) MarkAllDirty() {
 	l.pending, l.dirty, l.dead = nil, nil, nil
 	l.shardState.changedIn, l.shardState.stored = l.epoch, nil
 	l.deleted.markDirty()
+	for _, b := range l.bound {
+		for i := range b.chunks {
+			b.chunks[i].dirty = true
+		}
+	}
 	l.holds.changedIn = 0
 	if len(l.holds.txs) > 0 {
 		l.holds.changedIn = l.epoch

@@ -13,6 +13,7 @@ import (
 //	'h' u64 log                      head: profile, flags, lanes with what is inline
 //	's' u64 log, u8 lane, u64 chunk  settled offsets of 65,536
 //	'c' u64 log, u8 lane, u64 chunk  delivery counts of 4,096 offsets
+//	'b' u64 log, u8 lane, u64 chunk  of 4,096 offsets those whose bodies lie in parts
 //	'p' u64 log                      producers
 //	'w' u64 log, u64 block           deduplication ids, 256 of them
 //	'x'                              what transactions hold
@@ -28,6 +29,7 @@ const (
 	keyHead      = 'h'
 	keySettled   = 's'
 	keyCounts    = 'c'
+	keyBound     = 'b'
 	keyProducers = 'p'
 	keyDedup     = 'w'
 	keyHolds     = 'x'
@@ -41,6 +43,7 @@ const (
 	formatBitmap = 2 // of a chunk: 1,024 little-endian words
 	formatCounts = 1
 	formatTable  = 1 // producers, shard
+	formatBound  = 1
 
 	headSealed = 1
 )
@@ -164,14 +167,16 @@ func (l *Ledger) appendLane(b []byte, log msg.LogID, number uint8, n *Lane) []by
 	var inline []msg.Range
 	inline, now.settled = l.cutSet(&n.settled, was.settled, key(keySettled))
 	now.counts = l.cutCounts(n.counts, was.counts, key(keyCounts))
-	if now.settled != nil || now.counts != nil {
+	now.bound = l.cutBound(laneID{log, number}, was.bound, key(keyBound))
+	if now.settled != nil || now.counts != nil || now.bound != nil {
 		n.stored = &now
 	} else {
 		n.stored = nil
 	}
 	b = appendRanges(b, inline)
 	b = appendRanges(b, keyRanges(now.settled))
-	return appendRanges(b, keyRanges(now.counts))
+	b = appendRanges(b, keyRanges(now.counts))
+	return appendRanges(b, keyRanges(now.bound))
 }
 
 // encodeShard returns the value of the shard's key and queues the parts of the deleted

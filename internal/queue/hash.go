@@ -75,6 +75,7 @@ func (l *Ledger) Hash(log msg.LogID) uint64 {
 		if s := l.heldIn(log, number); s != nil {
 			h.addSet(s)
 		}
+		h.addBound(l.bound[laneID{log, number}])
 		return true
 	})
 	if g.repeats != nil {

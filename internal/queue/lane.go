@@ -18,7 +18,7 @@ type Lane struct {
 
 // storedParts are the parts of a lane that lie in the checkpoint under keys of their own.
 type storedParts struct {
-	settled, counts []uint64 // chunk keys, sorted
+	settled, counts, bound []uint64 // chunk keys, sorted
 }
 
 // Tail returns the offset that the next message gets.

@@ -43,7 +43,8 @@ type Ledger struct {
 	profiles map[string]*profileRef
 	shardState
 	holds holds
-	now   int64 // see SetTime
+	bodies
+	now int64 // see SetTime
 	checkpoint
 	restore *restoring // not nil from the first Restore to RestoreDone
 }
@@ -75,6 +76,7 @@ func NewLedger() *Ledger {
 		logs:       make(map[msg.LogID]*logState),
 		profiles:   make(map[string]*profileRef),
 		holds:      holds{txs: make(map[msg.TxID][]LaneRanges), lanes: make(map[laneID]*Set)},
+		bodies:     bodies{parts: map[msg.LogID]uint32{}, bound: map[laneID]*boundLane{}},
 		checkpoint: checkpoint{epoch: 1},
 	}
 }
@@ -252,6 +254,9 @@ func (l *Ledger) Settle(log msg.LogID, lane uint8, r msg.Range, why msg.Reason) 
 	if len(l.holds.lanes) > 0 {
 		l.holds.settled(log, lane, from, to)
 	}
+	if len(l.bound) > 0 {
+		l.releaseBodies(laneID{log, lane}, from, to)
+	}
 	if newly > 0 && int(why) < len(l.settledBy) {
 		l.touchShard()
 		l.settledBy[why] += newly
@@ -324,21 +329,32 @@ func (l *Ledger) Ensure(log msg.LogID, profile []byte) EnsureOutcome {
 }
 
 // Delete removes a log with all that is in it and reports whether it existed. The id
-// is dead from then on even if it did not.
+// is dead from then on even if it did not. A parts log goes only if it is unfinished;
+// its id needs no grave, since parts can't come late: they are in order on their link.
 func (l *Ledger) Delete(log msg.LogID) bool {
+	if msg.IsParts(log) {
+		return l.DropUnbound(log)
+	}
 	l.bury(log)
 	g := l.logs[log]
 	if g == nil {
 		return false
 	}
+	l.remove(g)
+	return true
+}
+
+// remove forgets a log, what is held of it, and the references that it has to parts.
+func (l *Ledger) remove(g *logState) {
 	l.forget(g)
-	l.Lanes(log, func(lane uint8, _ *Lane) bool {
-		delete(l.holds.lanes, laneID{log, lane})
+	l.Lanes(g.id, func(lane uint8, n *Lane) bool {
+		id := laneID{g.id, lane}
+		delete(l.holds.lanes, id)
+		l.releaseBodies(id, 0, n.tail)
 		return true
 	})
-	delete(l.logs, log)
+	delete(l.logs, g.id)
 	l.unrefProfile(g.profile)
-	return true
 }
 
 // Seal makes the log refuse appends, if cond (msg.SealIfEmpty or 0) holds, and reports

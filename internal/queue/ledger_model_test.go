@@ -12,9 +12,10 @@ import (
 // compareLedger checks everything that can be read.
 func compareLedger(t *rapid.T, l *Ledger, ref *refLedger) {
 	t.Helper()
-	if l.Len() != len(ref.logs) {
-		t.Fatalf("%d logs, want %d", l.Len(), len(ref.logs))
+	if l.Len() != len(ref.logs)+len(ref.parts) {
+		t.Fatalf("%d logs, want %d and %d of parts", l.Len(), len(ref.logs), len(ref.parts))
 	}
+	compareBodies(t, l, ref)
 	for why, n := range ref.settled {
 		if got := l.SettledBy(msg.Reason(why)); got != n {
 			t.Fatalf("settled for %d: %d, want %d", why, got, n)
@@ -38,6 +39,7 @@ func compareLedger(t *rapid.T, l *Ledger, ref *refLedger) {
 			}
 			compareLane(t, n, want)
 			compareHeld(t, l.heldIn(id, number), want)
+			compareLarge(t, l, id, number, want)
 			return true
 		})
 		if seen != len(g.lanes) {
@@ -126,6 +128,10 @@ type ledgerMachine struct {
 	hash  uint64
 	delta []kv
 	all   []kv // everything ever emitted, in order, since the last complete checkpoint
+
+	made  map[msg.LogID]bool // parts logs that were ever made
+	bound map[msg.LogID]bool // those that were ever bound
+	freed map[msg.LogID]bool // of which OnFreeing should tell in this step
 }
 
 type kv struct{ k, v []byte }
@@ -310,6 +316,7 @@ func (m *ledgerMachine) settle(t *rapid.T) {
 			}
 		}
 		m.ref.settled[why] += want
+		m.freed = m.ref.collect(m.bound)
 		if got := m.l.Settle(log, lane, r, why); got != want {
 			t.Fatalf("Settle(%+v) = %d, want %d", r, got, want)
 		}
@@ -381,6 +388,7 @@ func (m *ledgerMachine) delete(t *rapid.T) {
 	_, want := m.ref.logs[log]
 	delete(m.ref.logs, log)
 	m.ref.deleted[log] = true
+	m.freed = m.ref.collect(m.bound)
 	if got := m.l.Delete(log); got != want {
 		t.Fatalf("Delete(%d) = %v", log, got)
 	}
@@ -519,15 +527,29 @@ func TestLedgerModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		m := &ledgerMachine{
 			l:     NewLedger(),
-			ref:   &refLedger{logs: map[msg.LogID]*refLog{}, deleted: map[msg.LogID]bool{}},
+			ref:   &refLedger{logs: map[msg.LogID]*refLog{}, deleted: map[msg.LogID]bool{}, parts: map[msg.LogID]uint32{}},
 			store: map[string][]byte{},
+			made:  map[msg.LogID]bool{},
+			bound: map[msg.LogID]bool{},
 		}
+		m.l.OnFreeing(func(log msg.LogID) {
+			if !m.freed[log] || !m.l.Has(log) {
+				t.Fatalf("parts log %x is told to go", log)
+			}
+			delete(m.freed, log)
+		})
 		t.Repeat(map[string]func(*rapid.T){
 			"append": m.append, "append2": m.append, "settle": m.settle, "settle2": m.settle,
 			"return": m.giveBack, "reserve": m.reserve, "ensure": m.ensure, "delete": m.delete,
 			"hold": m.hold, "unhold": m.unhold, "sweep": m.sweep, "pass": m.pass,
 			"seal": m.seal, "checkpoint": m.checkpoint, "checkpoint2": m.checkpoint,
-			"": func(t *rapid.T) { compareLedger(t, m.l, m.ref) },
+			"part": m.part, "part2": m.part, "large": m.large, "large2": m.large, "giveUp": m.giveUp, "sweepParts": m.sweepParts,
+			"": func(t *rapid.T) {
+				if len(m.freed) > 0 {
+					t.Fatalf("parts logs %v went without a word", m.freed)
+				}
+				compareLedger(t, m.l, m.ref)
+			},
 		})
 	})
 }

@@ -12,7 +12,8 @@ import (
 type refMessage struct {
 	settled bool
 	count   uint32
-	tx      msg.TxID // N is 0 for none
+	tx      msg.TxID     // N is 0 for none
+	body    msg.PartsRef // Count is 0 for none of parts
 }
 
 type refLane struct {
@@ -57,12 +58,13 @@ type refLog struct {
 type refLedger struct {
 	logs    map[msg.LogID]*refLog
 	deleted map[msg.LogID]bool
+	parts   map[msg.LogID]uint32 // parts logs with how many parts they have
 	settled [8]uint64
 	now     int64
 }
 
 func (l *refLedger) clone() *refLedger {
-	c := &refLedger{logs: map[msg.LogID]*refLog{}, deleted: maps.Clone(l.deleted), settled: l.settled, now: l.now}
+	c := &refLedger{logs: map[msg.LogID]*refLog{}, deleted: maps.Clone(l.deleted), parts: maps.Clone(l.parts), settled: l.settled, now: l.now}
 	for id, g := range l.logs {
 		h := &refLog{profile: g.profile, sealed: g.sealed, lanes: map[uint8]*refLane{}, producers: maps.Clone(g.producers), dedup: slices.Clone(g.dedup)}
 		for k, n := range g.lanes {

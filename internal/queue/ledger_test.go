@@ -91,6 +91,7 @@ func TestCheckpointOfDeletedLog(t *testing.T) {
 		l.Settle(1, 0, msg.Range{First: off, Count: 1}, msg.Acked)
 		l.Return(1, 0, msg.Range{First: off + 1, Count: 1}, true)
 	}
+	appendLarge(t, l, 1, 3)
 	store := map[string][]byte{}
 	checkpointInto(l, store)
 	n := len(store)
@@ -288,10 +289,11 @@ func TestRestoreRefuses(t *testing.T) {
 		l.Settle(1, 0, msg.Range{First: off, Count: 1}, msg.Acked)
 		l.Return(1, 0, msg.Range{First: off + 1, Count: 1}, true)
 	}
+	parts := appendLarge(t, l, 1, 3)
 	store := map[string][]byte{}
 	checkpointInto(l, store)
 	for lost := range store {
-		if lost[0] == keyShard || lost[0] == keyHead {
+		if lost[0] == keyShard || lost[0] == keyHead && lost != string(headKey(parts)) {
 			continue
 		}
 		r := NewLedger()
@@ -313,6 +315,21 @@ func TestRestoreRefuses(t *testing.T) {
 	}
 }
 
+// appendLarge appends one message with a body of so many parts to lane 0.
+func appendLarge(t testing.TB, l *Ledger, log msg.LogID, parts uint32) msg.LogID {
+	t.Helper()
+	ref := msg.PartsRef{Log: msg.PartsLog(1, 1, uint32(log)), Count: parts, Bytes: uint64(parts) * 100}
+	for i := range parts {
+		if !l.AppendPart(ref.Log, i) {
+			t.Fatalf("part %d refused", i)
+		}
+	}
+	if o := l.AppendLarge(log, 0, nil, ref, false); o.Code != Appended {
+		t.Fatalf("not appended: %+v", o)
+	}
+	return ref.Log
+}
+
 // FuzzRestore: whatever the bytes, there is an error or a ledger that works and that a
 // checkpoint of its own describes.
 func FuzzRestore(f *testing.F) {
@@ -326,6 +343,9 @@ func FuzzRestore(f *testing.F) {
 		}
 		l.Return(id, 0, msg.Range{First: 20, Count: 50}, true)
 	}
+	appendLarge(f, l, 1, 2)
+	appendLarge(f, l, 3, 1)
+	l.AppendPart(msg.PartsLog(1, 1, 99), 0)
 	l.Delete(2)
 	var all []byte
 	frame := func(k, v []byte) []byte { // u8 length of the key, u16 of the value

@@ -15,7 +15,7 @@ const offsetMax = 1 << 60
 
 // restoring collects the keys of a checkpoint until all are there.
 type restoring struct {
-	parts     map[partID]*entry      // settled, counts, deleted
+	parts     map[partID]*entry      // settled, counts, bound, deleted
 	wanted    map[partID][]msg.Range // per kind, log and lane (chunk 0): the parts that its head names
 	producers map[msg.LogID]*producerTable
 	expect    map[msg.LogID]expected
@@ -66,7 +66,7 @@ func (l *Ledger) Restore(key, value []byte) error {
 		return l.restoreShard(value)
 	case kind == keyDeleted && len(rest) == 8:
 		return l.restorePart(partID{kind: kind, chunk: binary.BigEndian.Uint64(rest)}, value)
-	case (kind == keySettled || kind == keyCounts) && len(rest) == 17:
+	case (kind == keySettled || kind == keyCounts || kind == keyBound) && len(rest) == 17:
 		return l.restorePart(partID{
 			kind: kind, lane: rest[8],
 			log: binary.BigEndian.Uint64(rest), chunk: binary.BigEndian.Uint64(rest[9:]),
@@ -92,9 +92,12 @@ func (l *Ledger) restorePart(id partID, value []byte) error {
 	}
 	r := decoder{b: value}
 	e := new(entry)
-	if id.kind == keyCounts {
+	switch id.kind {
+	case keyCounts:
 		e.counts = &countPart{key: id.chunk, runs: r.countRuns()}
-	} else {
+	case keyBound:
+		e.bound = r.bound(id.chunk)
+	default:
 		e.set = &chunk{key: id.chunk, span: 1, chunkData: r.chunk()}
 	}
 	if err := r.end(); err != nil {
@@ -109,6 +112,7 @@ func (l *Ledger) restoreHead(log msg.LogID, value []byte) error {
 		l.Lanes(log, func(lane uint8, _ *Lane) bool {
 			delete(l.restore.wanted, partID{kind: keySettled, log: log, lane: lane})
 			delete(l.restore.wanted, partID{kind: keyCounts, log: log, lane: lane})
+			delete(l.restore.wanted, partID{kind: keyBound, log: log, lane: lane})
 			return true
 		})
 		l.unrefProfile(old.profile)
@@ -129,7 +133,7 @@ func (l *Ledger) restoreHead(log msg.LogID, value []byte) error {
 		r.fail("window of deduplication ids")
 	}
 	x.first = x.next - window
-	lanes := r.count(7)
+	lanes := r.count(8)
 	prev := -1
 	for range lanes {
 		number := r.u8()
@@ -173,7 +177,7 @@ func (l *Ledger) restoreLane(r *decoder, log msg.LogID, number uint8, n *Lane) {
 		n.settled.AddRange(x.First, x.First+x.Count)
 	}
 	n.settled.clean()
-	for _, kind := range []byte{keySettled, keyCounts} {
+	for _, kind := range []byte{keySettled, keyCounts, keyBound} {
 		if w := r.ranges(offsetMax >> countBits); len(w) > 0 {
 			l.restore.wanted[partID{kind: kind, log: log, lane: number}] = w
 		}
@@ -277,6 +281,9 @@ func (l *Ledger) RestoreDone() error {
 			return err
 		}
 	}
+	if err := l.countBodies(); err != nil {
+		return err
+	}
 	for log, x := range rs.expect {
 		if err := l.attachRepeats(log, x, rs); err != nil {
 			return err
@@ -345,6 +352,12 @@ func (l *Ledger) attachPart(id partID, e *entry) error {
 		}
 		return nil
 	}
+	if id.kind == keyBound {
+		n.stored.bound = append(n.stored.bound, id.chunk)
+		b := l.boundLane(laneID{id.log, id.lane})
+		b.chunks = append(b.chunks, *e.bound)
+		return nil
+	}
 	n.stored.counts = append(n.stored.counts, id.chunk)
 	if n.counts == nil {
 		n.counts = new(counts)
@@ -374,9 +387,13 @@ func (l *Ledger) checkParts(id partID, want []msg.Range) error {
 	if id.kind == keyDeleted {
 		have = l.shardState.stored
 	} else if _, ln := l.at(id.log, id.lane); ln != nil && ln.stored != nil {
-		have = ln.stored.settled
-		if id.kind == keyCounts {
+		switch id.kind {
+		case keyCounts:
 			have = ln.stored.counts
+		case keyBound:
+			have = ln.stored.bound
+		default:
+			have = ln.stored.settled
 		}
 	}
 	if n != uint64(len(have)) {
@@ -437,6 +454,16 @@ func (r *decoder) u32() uint32 {
 		r.fail("number")
 	}
 	return uint32(v)
+}
+
+func (r *decoder) v() int64 {
+	v, n := binary.Varint(r.b)
+	if n <= 0 {
+		r.fail("varint")
+		return 0
+	}
+	r.b = r.b[n:]
+	return v
 }
 
 // count reads a number of things of which each takes at least size bytes.

@@ -11,6 +11,7 @@ const (
 	TailMoved             // Cond.Tail is not the lane's tail
 	ProducerEpoch         // a newer epoch of the producer has appended
 	ProducerSeq           // the sequence leaves a gap, overlaps what is stored only in part, or begins an epoch elsewhere than at 0
+	PartsMissing          // the parts of the body are not all there
 )
 
 // NoOffset is the First of a Duplicate whose place is no longer known: the ledger

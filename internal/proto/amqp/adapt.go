@@ -3,6 +3,7 @@ package amqp
 import (
 	"github.com/sluicemq/sluice/internal/broker"
 	"github.com/sluicemq/sluice/internal/msg"
+	"github.com/sluicemq/sluice/internal/route"
 )
 
 // FromBroker returns b as the Broker of a server.
@@ -32,10 +33,10 @@ var _ broker.Sink = realSink{}
 type realSession struct{ *broker.Session }
 
 // Publisher implements Session.
-func (s realSession) Publisher() Publisher { return s.Session.Publisher() }
+func (s realSession) Publisher() Publisher { return realPublisher{s.Session.Publisher()} }
 
 // Reader implements Session.
-func (s realSession) Reader() RecordReader { return s.Session.Reader() }
+func (s realSession) Reader() RecordReader { return realReader{s.Session.Reader()} }
 
 // Consume implements Session.
 func (s realSession) Consume(spec broker.ConsumeSpec, ready func(Consumer)) (Consumer, error) {
@@ -58,4 +59,27 @@ func (s realSession) Kick(c Consumer) { s.Session.Kick(c.(*broker.Consumer)) }
 // Settle implements Session.
 func (s realSession) Settle(c Consumer, lane uint8, how broker.Settlement, ranges []msg.Range) {
 	s.Session.Settle(c.(*broker.Consumer), lane, how, ranges)
+}
+
+type realPublisher struct{ *broker.Publisher }
+
+// Begin implements Publisher.
+func (p realPublisher) Begin(exchange []byte, keys [][]byte, h route.HeaderLookup, size uint64, keep bool) (Large, error) {
+	l, err := p.Publisher.Begin(exchange, keys, h, size, keep)
+	if err != nil {
+		return nil, err
+	}
+	return realLarge{l}, nil
+}
+
+type realLarge struct{ *broker.Large }
+
+// Keep implements Large.
+func (l realLarge) Keep() (Kept, bool) { return l.Large.Keep() }
+
+type realReader struct{ *broker.Reader }
+
+// Kept implements RecordReader.
+func (r realReader) Kept(k Kept, fn func(piece []byte) error) error {
+	return r.Reader.Kept(k.(broker.Kept), fn)
 }

@@ -41,6 +41,12 @@ func (s *nullSession) PublishTo(_ []byte, _ [][]byte, h route.HeaderLookup, e *m
 	return s.Publish(nil, nil, h, e, body...)
 }
 
+func (s *nullSession) IsLarge(uint64) bool { return false }
+
+func (s *nullSession) Begin([]byte, [][]byte, route.HeaderLookup, uint64, bool) (Large, error) {
+	return nil, broker.ErrBodyGone // nothing is large here
+}
+
 func (s *nullSession) Flush() (uint64, uint32) {
 	token, slots := s.token, s.slots
 	s.token, s.slots = token+1, 0
@@ -92,6 +98,12 @@ type nullReader nullSession
 
 func (r *nullReader) Flush() {}
 func (r *nullReader) Close() {}
+
+func (r *nullReader) Body(*queue.Delivery, *msg.Record, func([]byte) error) error {
+	return broker.ErrBodyGone
+}
+func (r *nullReader) Kept(Kept, func([]byte) error) error { return broker.ErrBodyGone }
+
 func (r *nullReader) Each(d *queue.Delivery, fn func(off msg.Offset, rec *msg.Record) error) error {
 	for i := range uint64(d.Count) {
 		if err := fn(d.First+i, &r.record); err != nil {

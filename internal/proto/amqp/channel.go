@@ -151,6 +151,7 @@ func (c *conn) quitChannel(ch *channel) {
 	ch.closed.Store(true)
 	c.submit()
 	ch.content.drop(c)
+	ch.tx.drop()
 	ch.tx = nil
 	ch.mu.Lock()
 	slots := ch.slots

@@ -34,8 +34,10 @@ func (c *conn) end(err error) {
 		if ch != nil {
 			c.srv.counters.ChannelsGone.Add(1)
 			ch.content.drop(c)
+			ch.tx.drop()
 		}
 	}
+	c.dropKept()
 	c.channels = nil
 	c.t.addTo(&c.srv.counters)
 }

@@ -71,6 +71,7 @@ type conn struct {
 		idle []*consumer
 	}
 	hasIdle atomic.Bool
+	keeping keeping
 
 	in       input      // reader
 	channels []*channel // reader; by number

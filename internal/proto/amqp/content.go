@@ -17,7 +17,8 @@ const (
 // are views into the read buffer at first; what is left of them when the buffer is
 // used again is copied (keep), so that a message that arrives whole is not.
 //
-// Memory for a body is got as it arrives, whatever size was announced.
+// Memory for a body is got as it arrives, whatever size was announced. A large one goes
+// to the broker as it arrives, so that never more than a part of it is here.
 type content struct {
 	state      contentState
 	mandatory  bool
@@ -31,16 +32,18 @@ type content struct {
 	chunks []*buf.Chunk // the body's beginning, copied
 	fresh  [][]byte     // what follows, views
 	listed bool         // in batch.fresh
+
+	large   Large // takes the body; nil for one that is collected here
+	counted int   // of batch.partial, for large
+	refused error // why there is no large: the body is passed over
 }
 
 const (
 	contentChunkMin = 4 << 10
 	contentChunkMax = 1 << 20
-	// contentsMax is how many times the largest message a connection's incomplete
-	// contents may take.
-	contentsMax = 2
-	// contentsSlack is room for small ones besides.
-	contentsSlack = 16 << 20
+	// contentsMax is what a connection's incomplete contents may take: of each channel
+	// less than a large body, or a part of one.
+	contentsMax = 64 << 20
 )
 
 // beginContent handles basic.publish.
@@ -85,7 +88,7 @@ func (c *conn) contentHeader(ch *channel, f amqpwire.Frame) error {
 		return err
 	}
 	if h.BodySize > c.cfg.MaxMessageBytes {
-		return preconditionFailed("message size %d is larger than configured max size %d", h.BodySize, c.cfg.MaxMessageBytes)
+		return preconditionFailed("message size %d is larger than %s %d", h.BodySize, c.cfg.maxSizeName(), c.cfg.MaxMessageBytes)
 	}
 	ct.props, ct.size, ct.have, ct.state = h.Props, h.BodySize, 0, contentBody
 	if ct.kept {
@@ -95,6 +98,9 @@ func (c *conn) contentHeader(ch *channel, f amqpwire.Frame) error {
 	}
 	if ct.size == 0 {
 		return c.contentDone(ch)
+	}
+	if c.pub.IsLarge(ct.size) {
+		return c.beginLarge(ch, ct)
 	}
 	return nil
 }
@@ -114,8 +120,14 @@ func (c *conn) contentBody(ch *channel, f amqpwire.Frame) error {
 	if ct.have > ct.size {
 		return fault(amqpwire.FrameError, "content body of %d bytes is larger than the %d bytes announced", ct.have, ct.size)
 	}
-	ct.fresh = append(ct.fresh, f.Payload)
-	c.list(ch)
+	switch {
+	case ct.large != nil:
+		ct.large.Write(f.Payload)
+		c.countLarge(ct)
+	case ct.refused == nil:
+		ct.fresh = append(ct.fresh, f.Payload)
+		c.list(ch)
+	}
 	if ct.have == ct.size {
 		return c.contentDone(ch)
 	}
@@ -142,6 +154,12 @@ func (c *conn) contentDone(ch *channel) error {
 // drop forgets the content and gives its memory back.
 func (ct *content) drop(c *conn) {
 	ct.state = contentNone
+	if ct.large != nil {
+		ct.large.Drop()
+		ct.large = nil
+		c.countLarge(ct)
+	}
+	ct.refused = nil
 	for _, chunk := range ct.chunks {
 		c.batch.partial -= int64(chunk.Cap())
 		chunk.Release()
@@ -168,8 +186,8 @@ func (c *conn) keepContents() error {
 	}
 	clear(c.batch.fresh)
 	c.batch.fresh = c.batch.fresh[:0]
-	if limit := contentsMax*int64(c.cfg.MaxMessageBytes) + contentsSlack; c.batch.partial > limit {
-		return fault(amqpwire.ResourceError, "incomplete messages of more than %d bytes", limit)
+	if c.batch.partial > contentsMax {
+		return fault(amqpwire.ResourceError, "incomplete messages of more than %d bytes", contentsMax)
 	}
 	return nil
 }

@@ -70,11 +70,30 @@ func (w *writer) readRange() (err error) {
 
 // record encodes one message of the delivery w.at.
 func (w *writer) record(off msg.Offset, rec *msg.Record) error {
+	ch := w.at.cons.ch
+	switch {
+	case off < w.at.next:
+		return nil // told twice
+	case rec.Flags&msg.FlagParts != 0:
+		return w.recordLarge(off, rec)
+	case len(rec.Body) > largeBody:
+		if err := w.head(off, rec, 0); err != nil {
+			return err
+		}
+		return w.writeLarge(ch.id, rec.Body)
+	}
+	if err := w.head(off, rec, amqpwire.BodyFramesSize(len(rec.Body), w.c.frameMax)); err != nil {
+		return err
+	}
+	w.b = amqpwire.AppendBodyFrames(w.b, ch.id, rec.Body, w.c.frameMax)
+	return nil
+}
+
+// head encodes what stands in front of a message's body, with room for so many bytes
+// more.
+func (w *writer) head(off msg.Offset, rec *msg.Record, room int) error {
 	at := &w.at
 	ch := at.cons.ch
-	if off < at.next {
-		return nil // told twice
-	}
 	w.noteGone(off)
 	at.next = off + 1
 	ch.lastDelivery++
@@ -83,26 +102,17 @@ func (w *writer) record(off msg.Offset, rec *msg.Record) error {
 	if at.d.Attempts > 0 && at.cons.quorum {
 		props = w.countedProps(props, at.d.Attempts)
 	}
-	inline := len(rec.Body) <= largeBody
-	size := amqpwire.MaxHeadSize + len(props)
-	if inline {
-		size += amqpwire.BodyFramesSize(len(rec.Body), w.c.frameMax)
-	}
-	if err := w.room(size); err != nil {
+	if err := w.room(amqpwire.MaxHeadSize + len(props) + room); err != nil {
 		return err
 	}
 	w.noteDelivered(tag, off)
 	if at.get {
-		w.b = amqpwire.AppendGetOkHead(w.b, ch.id, tag, at.d.Redelivered, rec.Exchange, rec.Key, at.left, props, uint64(len(rec.Body)))
+		w.b = amqpwire.AppendGetOkHead(w.b, ch.id, tag, at.d.Redelivered, rec.Exchange, rec.Key, at.left, props, rec.BodyLen())
 	} else {
-		w.b = amqpwire.AppendDeliverHead(w.b, ch.id, at.cons.tag, tag, at.d.Redelivered, rec.Exchange, rec.Key, props, uint64(len(rec.Body)))
+		w.b = amqpwire.AppendDeliverHead(w.b, ch.id, at.cons.tag, tag, at.d.Redelivered, rec.Exchange, rec.Key, props, rec.BodyLen())
 	}
 	at.count++
-	if inline {
-		w.b = amqpwire.AppendBodyFrames(w.b, ch.id, rec.Body, w.c.frameMax)
-		return nil
-	}
-	return w.writeLarge(ch.id, rec.Body)
+	return nil
 }
 
 // countedProps adds the header x-delivery-count, which quorum queues have.

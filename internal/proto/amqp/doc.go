@@ -47,7 +47,7 @@
 //   - outbox: deliveries by the byte pool of 256 KiB; everything else by 1 MiB, beyond
 //     which the reader stops reading until the writer has caught up
 //   - write buffer: up to 256 KiB, held only while there is something to write
-//   - incomplete contents: Config.MaxMessageBytes each, twice that per connection
+//   - incomplete contents: 1 MiB each, of larger ones a part; 64 MiB per connection
 //   - unacknowledged deliveries: 12 bytes each at worst, in ranges usually far less
 //   - frames held back while the broker takes no messages: 256 KiB plus a read buffer
 //   - a client that has not authenticated: less than 64 KiB, until the handshake timeout

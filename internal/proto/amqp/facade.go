@@ -91,6 +91,11 @@ type Publisher interface {
 	Publish(exchange, key []byte, h route.HeaderLookup, e *msg.Envelope, body ...[]byte) (broker.Published, error)
 	// PublishTo is Publish with several keys.
 	PublishTo(exchange []byte, keys [][]byte, h route.HeaderLookup, e *msg.Envelope, body ...[]byte) (broker.Published, error)
+	// IsLarge reports whether a message with so large a body is to be published by Begin.
+	IsLarge(size uint64) bool
+	// Begin routes a message whose body of size bytes is still to come. Without a queue
+	// for it the body is dropped as it comes, or with keep kept to be sent back.
+	Begin(exchange []byte, keys [][]byte, h route.HeaderLookup, size uint64, keep bool) (Large, error)
 	// Token returns the token of the flush that the next message belongs to. Tokens
 	// increase and have bit 63 clear.
 	Token() uint64
@@ -99,11 +104,36 @@ type Publisher interface {
 	Flush() (token uint64, slots uint32)
 }
 
+// Large is a message whose body goes to the broker as it comes. It ends by Publish, Drop,
+// or the Drop of what Keep returned.
+type Large interface {
+	// Write takes the next piece of the body and copies it. It may block when the broker
+	// is behind.
+	Write(piece []byte)
+	// Buffered returns what the message takes in memory.
+	Buffered() int
+	// Publish is Publisher.Publish, when the body is complete.
+	Publish(e *msg.Envelope) broker.Published
+	// Keep returns a complete body that no queue took and that was to be kept.
+	Keep() (k Kept, ok bool)
+	// Drop gives the message up.
+	Drop()
+}
+
+// Kept is a body to be sent back; Drop gives it up, on any goroutine.
+type Kept interface{ Drop() }
+
 // RecordReader reads what was delivered. It belongs to the writer.
 type RecordReader interface {
 	// Each calls fn for each message of d that still exists; the views are valid in fn
 	// only. It is called once per delivery: it settles those of NoAck consumers.
 	Each(d *queue.Delivery, fn func(off msg.Offset, rec *msg.Record) error) error
+	// Body calls fn with the pieces of a body that lies in parts, while Each is in its fn
+	// with that message; a piece is valid in fn only. The error is that of fn, or
+	// broker.ErrBodyGone.
+	Body(d *queue.Delivery, rec *msg.Record, fn func(piece []byte) error) error
+	// Kept is Body for a body that was kept.
+	Kept(k Kept, fn func(piece []byte) error) error
 	// Flush submits the settlements that Each made.
 	Flush()
 	// Close gives back the memory that is kept for the next Each, which may come.

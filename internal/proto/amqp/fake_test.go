@@ -29,6 +29,8 @@ type fakeBroker struct {
 	fail     error // what all completions fail with
 	refuse   error // what Publish fails with
 	blocked  bool
+	large    uint64 // bodies that are larger come by Begin; 0 is 1 MiB
+	bodies   map[msg.LogID]*fakeLarge
 }
 
 type fakeLog struct {
@@ -38,7 +40,7 @@ type fakeLog struct {
 }
 
 func newFakeBroker() *fakeBroker {
-	b := &fakeBroker{logs: map[uint64]*fakeLog{}, sessions: map[*fakeSession]bool{}, ledger: queue.NewLedger()}
+	b := &fakeBroker{logs: map[uint64]*fakeLog{}, sessions: map[*fakeSession]bool{}, ledger: queue.NewLedger(), bodies: map[msg.LogID]*fakeLarge{}}
 	b.dispatch = queue.NewDispatch(b.ledger, b)
 	e := route.New().Edit()
 	e.PutVHost("/")

@@ -105,10 +105,20 @@ func (p *fakePublisher) append(e *msg.Envelope, body [][]byte) (out broker.Publi
 func (p *fakePublisher) PublishTo(exchange []byte, keys [][]byte, h route.HeaderLookup, e *msg.Envelope, body ...[]byte) (broker.Published, error) {
 	p.s.b.mu.Lock()
 	defer p.s.b.mu.Unlock()
+	if err := p.routeAll(exchange, keys, h); err != nil {
+		return broker.Published{}, err
+	}
+	return p.append(e, body), nil
+}
+
+func (p *fakePublisher) routeAll(exchange []byte, keys [][]byte, h route.HeaderLookup) error {
 	vh := p.s.b.table.VHost(p.s.id.VHost)
 	x := vh.ExchangeBytes(exchange)
-	if x == nil {
-		return broker.Published{}, berr.New(berr.NotFound, "no exchange '%s' in vhost '%s'", exchange, p.s.id.VHost)
+	switch {
+	case p.s.b.refuse != nil:
+		return p.s.b.refuse
+	case x == nil:
+		return berr.New(berr.NotFound, "no exchange '%s' in vhost '%s'", exchange, p.s.id.VHost)
 	}
 	var all []*route.Queue
 	for _, key := range keys {
@@ -119,7 +129,114 @@ func (p *fakePublisher) PublishTo(exchange []byte, keys [][]byte, h route.Header
 		}
 	}
 	p.targets = all
-	return p.append(e, body), nil
+	return nil
+}
+
+func (p *fakePublisher) IsLarge(size uint64) bool {
+	if p.s.b.large == 0 {
+		return size > 1<<20
+	}
+	return size > p.s.b.large
+}
+
+// Begin keeps the body in the broker's map until it is dropped.
+func (p *fakePublisher) Begin(exchange []byte, keys [][]byte, h route.HeaderLookup, size uint64, keep bool) (Large, error) {
+	b := p.s.b
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if err := p.routeAll(exchange, keys, h); err != nil {
+		return nil, err
+	}
+	b.nextID++
+	l := &fakeLarge{p: p, targets: p.targets, keep: keep, lasts: -1, ref: msg.PartsRef{
+		Log: msg.PartsLog(1, 1, uint32(b.nextID)), Count: uint32(size/fakePart + 1), Bytes: size,
+	}}
+	b.bodies[l.ref.Log] = l
+	return l, nil
+}
+
+// fakePart is the size of the pieces in which large bodies are read.
+const fakePart = 1000
+
+type fakeLarge struct {
+	p       *fakePublisher
+	targets []*route.Queue
+	keep    bool
+	ref     msg.PartsRef
+	body    []byte
+	// published: it is a queue's, or was one's.
+	published bool
+	lasts     int // pieces until it is gone
+}
+
+func (l *fakeLarge) Write(piece []byte) { l.body = append(l.body, piece...) }
+func (l *fakeLarge) Buffered() int      { return len(l.body) % fakePart }
+
+func (l *fakeLarge) Publish(e *msg.Envelope) (out broker.Published) {
+	b := l.p.s.b
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(l.targets) == 0 {
+		if !l.keep {
+			delete(b.bodies, l.ref.Log)
+		}
+		return out
+	}
+	l.published = true
+	var mb msg.Builder
+	mb.AppendLarge([]msg.Target{{Log: 1}}, msg.Cond{}, e, l.ref)
+	c := mb.Finish()
+	defer c.Release()
+	s, _ := msg.ParseSubmission(c.Bytes())
+	var op msg.Op
+	it := s.Iter()
+	it.Next(&op)
+	run := s.Records(&op)
+	record, _ := run.Next()
+	l.p.targets = l.targets
+	for _, q := range l.targets {
+		out.Routed = true
+		out.Slots |= 1 << q.Shard
+		l.p.pending = append(l.p.pending, fakeAppend{q.ID, slices.Clone(record)})
+	}
+	l.p.slots |= out.Slots
+	return out
+}
+
+func (l *fakeLarge) Keep() (Kept, bool) { return l, l.keep && len(l.targets) == 0 }
+
+func (l *fakeLarge) Drop() {
+	b := l.p.s.b
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.bodies, l.ref.Log)
+}
+
+func (r *fakeReader) Body(_ *queue.Delivery, rec *msg.Record, fn func(piece []byte) error) error {
+	r.s.b.mu.Lock()
+	l := r.s.b.bodies[rec.Parts.Log]
+	r.s.b.mu.Unlock()
+	if l == nil {
+		return broker.ErrBodyGone
+	}
+	return r.Kept(l, fn)
+}
+
+func (r *fakeReader) Kept(k Kept, fn func(piece []byte) error) error {
+	l := k.(*fakeLarge)
+	for piece := range slices.Chunk(l.body, fakePart) {
+		r.s.b.mu.Lock()
+		there := r.s.b.bodies[l.ref.Log] == l && l.lasts != 0
+		l.lasts--
+		r.s.b.mu.Unlock()
+		if !there {
+			return broker.ErrBodyGone
+		}
+		if err := fn(piece); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (p *fakePublisher) Token() uint64 { return p.token }

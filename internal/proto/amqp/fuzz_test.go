@@ -31,8 +31,23 @@ func FuzzConnection(f *testing.F) {
 	f.Add(bytesOf(open, method(1, &amqpwire.ExchangeDeclare{Exchange: "x", Type: "headers"}),
 		method(1, &amqpwire.QueueBind{Queue: "q", Exchange: "x", Arguments: amqpwire.RawTable{1, 'a', 't', 1}}),
 		method(1, &amqpwire.BasicQos{PrefetchCount: 3, Global: true}), method(1, &amqpwire.QueuePurge{Queue: "q"})))
+	// Large ones: whole, with others in between, given up in the middle, returned.
+	big := make([]byte, 400)
+	large := func(ch uint16, key string, mandatory bool) []byte {
+		return amqpwire.AppendPublish(nil, ch, "", key, mandatory, false, nil, big, 128)
+	}
+	half := large(1, "q", false)[:300]
+	f.Add(bytesOf(open, method(1, &amqpwire.QueueDeclare{Queue: "q"}), method(1, &amqpwire.ConfirmSelect{}),
+		method(1, &amqpwire.BasicConsume{Queue: "q"}), large(1, "q", true), large(1, "nobody", true),
+		method(2, &amqpwire.ChannelOpen{}), half, large(2, "q", false), method(0, &amqpwire.ConnectionClose{})))
+	f.Add(bytesOf(open, method(1, &amqpwire.TxSelect{}), large(1, "q", false), large(1, "nobody", true),
+		method(1, &amqpwire.TxCommit{}), large(1, "q", false), method(1, &amqpwire.TxRollback{}), large(1, "q", false)))
+	f.Add(bytesOf(open, half, method(1, &amqpwire.ChannelClose{})))
+	f.Add(bytesOf(open, publishHead(1), header(1, 60, 2), header(1, 60, 200), rawFrame(amqpwire.FrameBody, 1, big...)))
+	f.Add(bytesOf(open, publishHead(1), header(1, 60, 300), rawFrame(amqpwire.FrameBody, 1, big...)))
 	f.Fuzz(func(t *testing.T, sent []byte) {
 		b := newFakeBroker()
+		b.large = 100
 		s := NewServer(b, Config{CloseTimeout: time.Millisecond, MaxMessageBytes: 1 << 20})
 		mine, theirs := net.Pipe()
 		c := newConn(s, theirs)
@@ -56,6 +71,11 @@ func FuzzConnection(f *testing.F) {
 		}
 		if n := c.batch.partial; n != 0 {
 			t.Fatalf("%d bytes of incomplete contents are lost", n)
+		}
+		for _, l := range b.bodies {
+			if !l.published {
+				t.Fatalf("a body of %d bytes is lost", len(l.body))
+			}
 		}
 	})
 }

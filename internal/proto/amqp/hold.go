@@ -6,7 +6,8 @@ import "github.com/sluicemq/sluice/internal/proto/amqp/amqpwire"
 const heldMax = 256 << 10
 
 // A broker that takes no messages for now (no disk space) says so by Sink.Blocked. The
-// connection then holds back the first publish and what follows it, but goes on with
+// connection then holds back the first publish, or the rest of a large body, and what
+// follows it, but goes on with
 // acknowledgements: a client that does both would otherwise keep from being freed what
 // its acknowledgements would free. When more than heldMax is held the reader waits,
 // and the client's messages wait in its socket.
@@ -15,6 +16,10 @@ const heldMax = 256 << 10
 // is held.
 func (c *conn) mustHold(f amqpwire.Frame) bool {
 	if !c.holding {
+		if f.Type == amqpwire.FrameBody {
+			ch := c.channelOf(f)
+			return ch != nil && ch.content.large != nil
+		}
 		return f.Type == amqpwire.FrameMethod && methodID(f) == amqpwire.IDBasicPublish
 	}
 	if f.Type != amqpwire.FrameMethod {

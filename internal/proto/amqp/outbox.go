@@ -23,6 +23,7 @@ const (
 	itemDeliver                  // d
 	itemGet                      // d as the answer to basic.get on cons.ch, n messages are left
 	itemDetached                 // nothing is delivered to cons any more
+	itemReturn                   // ret goes back, n bytes of body
 	itemFinal                    // n bytes of the control buffer, then nothing
 )
 
@@ -31,6 +32,7 @@ type item struct {
 	kind itemKind
 	n    int
 	cons *consumer
+	ret  *returned
 	d    queue.Delivery
 }
 
@@ -190,6 +192,9 @@ func (o *outbox) put(it item) {
 		o.mail.items = append(o.mail.items, it)
 		if it.kind != itemDeliver {
 			o.mail.bytes += itemBytes
+		}
+		if it.kind == itemReturn {
+			o.mail.bytes += it.n
 		}
 	}
 	o.mu.Unlock()

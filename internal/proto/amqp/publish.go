@@ -3,7 +3,6 @@ package amqp
 import (
 	"strconv"
 
-	"github.com/sluicemq/sluice/internal/berr"
 	"github.com/sluicemq/sluice/internal/broker"
 	"github.com/sluicemq/sluice/internal/msg"
 	"github.com/sluicemq/sluice/internal/proto/amqp/amqpwire"
@@ -76,8 +75,7 @@ func (c *conn) publishContent(ch *channel, ct *content) error {
 	p, err := c.route(ct)
 	nack := false
 	if err != nil {
-		switch r := berr.ReasonOf(err); {
-		case r != berr.Unavailable && r != berr.ResourceError, !ch.confirm:
+		if !c.nackable(ch, err) {
 			return err
 		}
 		nack = true
@@ -95,7 +93,31 @@ func (c *conn) publishContent(ch *channel, ct *content) error {
 // route hands a message to the broker.
 func (c *conn) route(ct *content) (broker.Published, error) {
 	pub := &c.batch.publish
-	e := &pub.env
+	e := c.envelope(ct)
+	if ct.large != nil || ct.refused != nil {
+		return c.publishLarge(ct, e)
+	}
+	const special = amqpwire.PropUserID | amqpwire.PropExpiration | amqpwire.PropHeaders
+	c.batch.published = true
+	if ct.props.Flags()&special == 0 {
+		return c.pub.Publish(ct.exchange, ct.key, nil, e, ct.fresh...)
+	}
+	keys, h, err := c.routingKeys(ct)
+	if err != nil {
+		return broker.Published{}, err
+	}
+	if e.Props, err = pub.withoutBCC(ct.props); err != nil {
+		return broker.Published{}, err
+	}
+	if len(keys) == 1 {
+		return c.pub.Publish(ct.exchange, ct.key, h, e, ct.fresh...)
+	}
+	return c.pub.PublishTo(ct.exchange, keys, h, e, ct.fresh...)
+}
+
+// envelope returns what is stored with the body of a message.
+func (c *conn) envelope(ct *content) *msg.Envelope {
+	e := &c.batch.publish.env
 	*e = msg.Envelope{
 		Format:   msg.FormatAMQP091,
 		Exchange: ct.exchange,
@@ -103,7 +125,6 @@ func (c *conn) route(ct *content) (broker.Published, error) {
 		Props:    ct.props,
 		TimeMS:   c.batch.nowMS,
 	}
-	const special = amqpwire.PropUserID | amqpwire.PropExpiration | amqpwire.PropHeaders
 	flags := ct.props.Flags()
 	if flags&amqpwire.PropDeliveryMode != 0 {
 		if mode, _ := ct.props.DeliveryMode(); mode == amqpwire.Persistent {
@@ -113,29 +134,23 @@ func (c *conn) route(ct *content) (broker.Published, error) {
 	if flags&amqpwire.PropPriority != 0 {
 		e.Priority, _ = ct.props.Priority()
 	}
-	c.batch.published = true
-	if flags&special == 0 {
-		return c.pub.Publish(ct.exchange, ct.key, nil, e, ct.fresh...)
-	}
+	return e
+}
+
+// routingKeys checks the properties and returns what a message is routed by.
+func (c *conn) routingKeys(ct *content) (keys [][]byte, h route.HeaderLookup, err error) {
+	pub := &c.batch.publish
 	if err := c.checkProps(ct.props); err != nil {
-		return broker.Published{}, err
+		return nil, nil, err
 	}
 	raw, ok := ct.props.Headers()
 	if !ok {
-		return c.pub.Publish(ct.exchange, ct.key, nil, e, ct.fresh...)
+		pub.keys = append(pub.keys[:0], ct.key)
+		return pub.keys, nil, nil
 	}
 	pub.headers.raw = raw
-	keys, err := pub.copies(ct.key, raw)
-	if err != nil {
-		return broker.Published{}, err
-	}
-	if e.Props, err = pub.withoutBCC(ct.props, raw); err != nil {
-		return broker.Published{}, err
-	}
-	if len(keys) == 1 {
-		return c.pub.Publish(ct.exchange, ct.key, &pub.headers, e, ct.fresh...)
-	}
-	return c.pub.PublishTo(ct.exchange, keys, &pub.headers, e, ct.fresh...)
+	keys, err = pub.copies(ct.key, raw)
+	return keys, &pub.headers, err
 }
 
 // checkProps judges the properties that mean something to the broker.
@@ -206,8 +221,12 @@ func (p *publish) copies(key []byte, raw amqpwire.RawTable) ([][]byte, error) {
 }
 
 // withoutBCC returns the properties without the header BCC, which nobody may see.
-func (p *publish) withoutBCC(props amqpwire.RawProps, raw amqpwire.RawTable) ([]byte, error) {
-	if _, ok := amqpwire.LookupTable(raw, "BCC"); !ok {
+func (p *publish) withoutBCC(props amqpwire.RawProps) ([]byte, error) {
+	raw, ok := props.Headers()
+	if ok {
+		_, ok = amqpwire.LookupTable(raw, "BCC")
+	}
+	if !ok {
 		return props, nil
 	}
 	var err error
@@ -220,6 +239,11 @@ func (c *conn) returnMessage(ch *channel, ct *content) {
 	c.t.returned++
 	b := amqpwire.AppendReturnHead(c.scratch[:0], ch.id, amqpwire.NoRoute, "NO_ROUTE",
 		ct.exchange, ct.key, ct.props, ct.size)
+	if ct.large != nil {
+		c.returnLarge(ch, ct, b)
+		c.scratch = b
+		return
+	}
 	for _, piece := range ct.fresh {
 		b = amqpwire.AppendBodyFrames(b, ch.id, piece, c.frameMax)
 	}

@@ -33,7 +33,7 @@ type Config struct {
 	// CloseTimeout is how long a client may take to answer connection.close, and to
 	// read what was sent before it, 5 s by default.
 	CloseTimeout time.Duration
-	// MaxMessageBytes is the largest body, 128 MiB by default.
+	// MaxMessageBytes is the largest body, 128 MiB by default, MaxMessageBytesMax at most.
 	MaxMessageBytes uint64
 	// MaxConnections refuses connections beyond; 0 is no limit.
 	MaxConnections int
@@ -61,6 +61,7 @@ func (c *Config) ensureDefaults() {
 	setDefault(&c.WriteTimeout, 5*time.Minute)
 	setDefault(&c.CloseTimeout, 5*time.Second)
 	setDefault(&c.MaxMessageBytes, 128<<20)
+	c.MaxMessageBytes = min(c.MaxMessageBytes, MaxMessageBytesMax)
 	setDefault(&c.Product, "RabbitMQ")
 	setDefault(&c.Version, "3.13.7")
 	setDefault(&c.ClusterName, "sluice")
@@ -68,6 +69,17 @@ func (c *Config) ensureDefaults() {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
+}
+
+// MaxMessageBytesMax is as large as Config.MaxMessageBytes may be, as with RabbitMQ.
+const MaxMessageBytesMax = 512 << 20
+
+// maxSizeName is what RabbitMQ calls the largest size.
+func (c *Config) maxSizeName() string {
+	if c.MaxMessageBytes >= MaxMessageBytesMax {
+		return "max size"
+	}
+	return "configured max size"
 }
 
 func setDefault[T comparable](p *T, v T) {

@@ -24,6 +24,8 @@ type txMessage struct {
 	exchange, key []byte
 	props         amqpwire.RawProps
 	body          []byte
+	size          uint64
+	large         Large // has the body instead
 	mandatory     bool
 }
 
@@ -53,7 +55,11 @@ func (c *conn) txSelect(ch *channel) error {
 
 // txPublish holds a message. What is wrong with it the client learns now.
 func (c *conn) txPublish(ch *channel, ct *content) error {
-	if err := ch.tx.grow(txMessageBytes + len(ct.exchange) + len(ct.key) + len(ct.props) + int(ct.size)); err != nil {
+	body := 0
+	for _, piece := range ct.fresh {
+		body += len(piece)
+	}
+	if err := ch.tx.grow(txMessageBytes + len(ct.exchange) + len(ct.key) + len(ct.props) + body); err != nil {
 		return err
 	}
 	if c.sess.LookupExchange(string(ct.exchange)) == nil {
@@ -62,13 +68,18 @@ func (c *conn) txPublish(ch *channel, ct *content) error {
 	if err := c.checkProps(ct.props); err != nil {
 		return err
 	}
-	own := make([]byte, 0, len(ct.exchange)+len(ct.key)+len(ct.props)+int(ct.size))
+	own := make([]byte, 0, len(ct.exchange)+len(ct.key)+len(ct.props)+body)
 	cut := func(b []byte) []byte {
 		from := len(own)
 		own = append(own, b...)
 		return own[from:len(own):len(own)]
 	}
-	m := txMessage{exchange: cut(ct.exchange), key: cut(ct.key), props: cut(ct.props), mandatory: ct.mandatory}
+	m := txMessage{
+		exchange: cut(ct.exchange), key: cut(ct.key), props: cut(ct.props), mandatory: ct.mandatory,
+		size: ct.size, large: ct.large,
+	}
+	ct.large = nil
+	c.countLarge(ct)
 	from := len(own)
 	for _, piece := range ct.fresh {
 		own = append(own, piece...)
@@ -106,6 +117,7 @@ func (c *conn) txCommit(ch *channel) error {
 	}
 	ch.tx = nil
 	err := c.txApply(ch, t)
+	t.drop()
 	ch.tx = &tx{}
 	if err != nil {
 		return err
@@ -135,13 +147,34 @@ func (c *conn) txApply(ch *channel, t *tx) error {
 		m := &t.messages[i]
 		ct := content{
 			mandatory: m.mandatory, exchange: m.exchange, key: m.key, props: m.props,
-			size: uint64(len(m.body)), have: uint64(len(m.body)), fresh: [][]byte{m.body},
+			size: m.size, have: m.size, large: m.large,
 		}
-		if err := c.publishContent(ch, &ct); err != nil {
+		m.large = nil
+		if ct.large == nil {
+			ct.fresh = [][]byte{m.body}
+		}
+		err := c.publishContent(ch, &ct)
+		if ct.large != nil {
+			ct.large.Drop()
+		}
+		if err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// drop gives up the large bodies that are held.
+func (t *tx) drop() {
+	if t == nil {
+		return
+	}
+	for i := range t.messages {
+		if m := &t.messages[i]; m.large != nil {
+			m.large.Drop()
+			m.large = nil
+		}
+	}
 }
 
 // txRollback forgets what is held; the deliveries can be acknowledged again.
@@ -149,6 +182,7 @@ func (c *conn) txRollback(ch *channel) error {
 	if ch.tx == nil {
 		return preconditionFailed("channel is not transactional")
 	}
+	ch.tx.drop()
 	ch.tx = &tx{}
 	ch.mu.Lock()
 	ch.unacked.unhold()

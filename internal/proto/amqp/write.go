@@ -220,6 +220,8 @@ func (w *writer) items() error {
 			err = w.getOk(it)
 		case itemDetached:
 			it.cons.unref()
+		case itemReturn:
+			err = w.sendBack(it.ret)
 		case itemFinal:
 			// Nothing is put into the outbox behind it but what nobody waits for.
 			w.mail.items = w.mail.items[:i+1]
