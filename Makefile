@@ -14,6 +14,10 @@ SEEDS ?= 200
 SEED ?=
 AMQP_URL ?=
 
+# Which scenarios of flat run (empty: all), and flags for it, such as -backlog 100000000.
+ONLY ?=
+FLAGS ?=
+
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -57,6 +61,10 @@ torture: ## kill the broker KILLS times (30) under load, check what it promised
 .PHONY: sim
 sim: ## simulate SEEDS runs (200) of clusters with faults, or the one of SEED with KIND
 	$(GO) run ./internal/sim/cmd/sim $(if $(SEED),-seed $(SEED) -v,-seeds $(SEEDS)) $(if $(KIND),-kind $(KIND))
+
+.PHONY: flat
+flat: ## which costs stay flat as something grows; ONLY=name,... for some of the scenarios
+	$(GO) run ./test/flat/cmd/flat $(if $(ONLY),-only $(ONLY)) $(FLAGS)
 
 .PHONY: compare-amqp
 compare-amqp: ## sluice and RabbitMQ in turns under the same load; installs RabbitMQ from Debian

@@ -57,5 +57,6 @@ var layers = []layer{
 	{path: "internal/torture/cmd/torture", sees: []string{"internal/torture"}},
 	{path: "test/compare/report", sees: []string{"internal/bench"}},
 	{path: "test/interop/cmd/interop"},
+	{path: "test/flat/cmd/flat", sees: []string{"internal/bench", "internal/engine", "internal/hist"}},
 	{path: "internal/lint"},
 }
