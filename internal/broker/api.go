@@ -18,6 +18,8 @@ type Sink interface {
 	// Got answers Session.Get: d is nil when the queue was empty. left is the number
 	// of messages that stay ready.
 	Got(token uint64, d *queue.Delivery, left uint64)
+	// GetFailed ends a Session.Get that never will be answered.
+	GetFailed(token uint64, err error)
 	// Canceled tells that a consumer lost its queue.
 	Canceled(c *Consumer)
 	// Blocked tells that the broker takes no messages for the reason given, until

@@ -21,7 +21,11 @@ func (s *benchSink) Completed(_ uint64, _ uint8, err error) {
 	}
 	s.done <- struct{}{}
 }
-func (s *benchSink) Deliver(d *queue.Delivery)           { s.in <- *d }
+func (s *benchSink) Deliver(d *queue.Delivery) { s.in <- *d }
+
+// GetFailed implements Sink.
+func (s *benchSink) GetFailed(uint64, error) {}
+
 func (s *benchSink) Got(uint64, *queue.Delivery, uint64) {}
 func (s *benchSink) Canceled(*Consumer)                  {}
 func (s *benchSink) Blocked(string)                      {}

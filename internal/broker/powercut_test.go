@@ -81,6 +81,9 @@ func (c *client) Deliver(d *queue.Delivery) {
 	c.poke()
 }
 
+// GetFailed implements Sink.
+func (c *client) GetFailed(uint64, error) {}
+
 func (c *client) Got(_ uint64, d *queue.Delivery, _ uint64) {
 	if d != nil {
 		k := *d

@@ -27,6 +27,8 @@ type Session struct {
 	gets      map[getKey]*Consumer
 	closed    bool
 
+	own map[uint64]*route.Queue // exclusive queues by id; of the reader
+
 	settles map[*engine.Shard][]engine.Settled // collected by Settle
 }
 
@@ -94,16 +96,8 @@ func (s *Session) Close() {
 	for _, c := range all {
 		s.Release(c)
 	}
-	if vh := s.vhost(); vh != nil {
-		var own []*route.Queue
-		for q := range vh.Queues() {
-			if q.Exclusive && q.Owner == s.id.ID {
-				own = append(own, q)
-			}
-		}
-		for _, q := range own {
-			_ = s.remove(q)
-		}
+	for _, q := range s.own {
+		_ = s.remove(q)
 	}
 	s.b.mu.Lock()
 	delete(s.b.sessions, s)
@@ -234,6 +228,12 @@ func (s *Session) DeclareQueue(spec QueueSpec) (QueueStatus, error) {
 		return s.status(r.Queue, r.Queue)
 	}
 	made := r.Queue
+	if made.Exclusive {
+		if s.own == nil {
+			s.own = map[uint64]*route.Queue{}
+		}
+		s.own[made.ID] = made
+	}
 	if err := s.ensure(made); err != nil {
 		return QueueStatus{}, err
 	}
@@ -347,6 +347,7 @@ func (s *Session) sealEmpty(sh *engine.Shard, q *route.Queue) error {
 
 // remove deletes the definition, then the log.
 func (s *Session) remove(q *route.Queue) error {
+	delete(s.own, q.ID)
 	if _, err := s.b.define(meta.DeleteQueue{VHost: q.VHost, Name: q.Name, ID: q.ID}); err != nil {
 		return err
 	}
@@ -440,13 +441,14 @@ func (s *Session) Release(c *Consumer) {
 	}
 }
 
-// lastConsumer deletes an auto-delete queue that has lost its last consumer.
+// lastConsumer deletes an auto-delete queue that has lost its last consumer. Whoever wants
+// to consume from it meanwhile finds it gone.
 func (s *Session) lastConsumer(c *Consumer) {
 	if !c.q.AutoDelete {
 		return
 	}
-	if n, err := c.base.Shard().Counts(c.q.ID); err == nil && n.Consumers == 0 {
-		_ = s.remove(c.q)
+	if sh := c.base.Shard(); sh.Retire(c.q.ID) && s.remove(c.q) != nil {
+		sh.Unretire(c.q.ID)
 	}
 }
 
@@ -525,6 +527,11 @@ func (e engineSink) Deliver(d *queue.Delivery) { e.s.sink.Deliver(d) }
 
 // Got implements engine.Sink.
 func (e engineSink) Got(token uint64, d *queue.Delivery, left uint64) { e.s.sink.Got(token, d, left) }
+
+// GetFailed implements engine.Sink.
+func (e engineSink) GetFailed(token uint64, err error) {
+	e.s.sink.GetFailed(token, berr.Wrap(berr.Unavailable, err, "queue"))
+}
 
 // Canceled implements engine.Sink.
 func (e engineSink) Canceled(c *engine.Consumer) { e.s.sink.Canceled(c.User.(*Consumer)) }

@@ -22,8 +22,12 @@ type user struct {
 	gets atomic.Int64 // answers
 }
 
-func (u *user) Base() *Consumer                     { return u.c }
-func (u *user) Deliver(d *queue.Delivery)           { u.got.Add(int64(d.Count)) }
+func (u *user) Base() *Consumer           { return u.c }
+func (u *user) Deliver(d *queue.Delivery) { u.got.Add(int64(d.Count)) }
+
+// GetFailed implements Sink.
+func (u *user) GetFailed(uint64, error) {}
+
 func (u *user) Got(uint64, *queue.Delivery, uint64) { u.gets.Add(1) }
 func (u *user) Canceled(*Consumer)                  {}
 func (u *user) Hungry(queue.Pool)                   {}

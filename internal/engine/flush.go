@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"iter"
+	"maps"
 	"slices"
 	"time"
 
@@ -140,15 +142,26 @@ func (l *place) cutBefore(to uint64) {
 	l.cutNotes(n)
 }
 
-// collect lists what is unsettled in the submissions before number to.
+// collect lists what is unsettled in the submissions before number to. Lanes that come
+// meanwhile have none of them.
 func (s *Shard) collect(to uint64) (jobs []job, lanes []lane, ok bool) {
-	ok = s.Call(func() {
-		for key, l := range s.m.places.lanes {
-			if len(l.notes) > 0 && l.notes[0].sub < to {
-				lanes = append(lanes, key)
+	next, stop := iter.Pull2(maps.All(s.m.places.lanes)) // only ever advanced by the loop
+	defer stop()
+	ok = true
+	for more := true; more && ok; {
+		ok = s.Call(func() {
+			for range sliceOfWork {
+				var key lane
+				var l *place
+				if key, l, more = next(); !more {
+					return
+				}
+				if len(l.notes) > 0 && l.notes[0].sub < to {
+					lanes = append(lanes, key)
+				}
 			}
-		}
-	})
+		})
+	}
 	return jobs, lanes, ok && inSlices(len(lanes), func(a, b int) bool {
 		return s.Call(func() {
 			for _, key := range lanes[a:b] {

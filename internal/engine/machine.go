@@ -35,6 +35,8 @@ type Machine struct {
 	out     *outboxes // nil when volatile
 
 	waitingGets []*get
+	retiring    map[msg.LogID]bool      // take no consumers any more; see Shard.Retire
+	later       []trimming              // notes that are settled and not forgotten yet
 	returns     map[msg.LogID][]counted // requeues that wait for their counts to be applied
 	cut         cut
 }
@@ -71,7 +73,7 @@ func New(c Config) *Machine {
 		ledger:  queue.NewLedger(),
 		places:  places{lanes: map[lane]*place{}},
 		tail:    tail{budget: c.TailCache},
-		returns: map[msg.LogID][]counted{},
+		returns: map[msg.LogID][]counted{}, retiring: map[msg.LogID]bool{},
 	}
 	if c.Volatile {
 		m.tail.budget = 0
@@ -294,8 +296,39 @@ func (m *Machine) settle(log msg.LogID, n uint8, r msg.Range, why msg.Reason) {
 		m.dispatch.Settled(log, n, r, newly)
 	}
 	if l != nil {
-		l.trim(ln.Low(), m.unref)
+		m.trim(l, ln.Low())
 	}
+}
+
+// trimMax is how many notes one operation, or one turn, forgets.
+const trimMax = 4096
+
+// trimming is what is left to forget of a lane: notes below low.
+type trimming struct {
+	l   *place
+	low msg.Offset
+}
+
+// trim forgets the notes of settled messages. If there are many, as after a purge, the
+// rest is done in later turns: nothing but memory waits for it.
+func (m *Machine) trim(l *place, low msg.Offset) {
+	if !l.trim(low, trimMax, m.unref) {
+		m.later = append(m.later, trimming{l, low})
+	}
+}
+
+// trimLater goes on with that; true if there is more.
+func (m *Machine) trimLater() bool {
+	if len(m.later) == 0 {
+		return false
+	}
+	if t := m.later[0]; t.l.trim(t.low, trimMax, m.unref) {
+		m.later[0] = trimming{}
+		if m.later = m.later[1:]; len(m.later) == 0 {
+			m.later = nil
+		}
+	}
+	return len(m.later) > 0
 }
 
 func (m *Machine) unref(sub uint64) { m.tail.unref(sub, m.volatile) }
@@ -340,7 +373,7 @@ func (m *Machine) letGo(log msg.LogID) (lanes []uint8) {
 		lanes = append(lanes, n)
 		if l := m.places.lanes[lane{log, n}]; l != nil {
 			m.countDead(l, ln, msg.Range{First: 0, Count: ln.Tail()})
-			l.trim(^msg.Offset(0), m.unref)
+			m.trim(l, ^msg.Offset(0))
 		}
 		return true
 	})
@@ -354,6 +387,7 @@ func (m *Machine) applyDelete(log msg.LogID) {
 	}
 	m.places.drop(log, m.letGo(log))
 	m.ledger.Delete(log)
+	delete(m.retiring, log)
 	returns := m.returns[log]
 	delete(m.returns, log)
 	if !m.leading {
@@ -375,6 +409,7 @@ func (m *Machine) applyDelete(log msg.LogID) {
 func (m *Machine) Lead(uint64) {
 	m.leading = true
 	clear(m.returns)
+	clear(m.retiring)
 	m.dispatch.Start(false)
 	if m.out != nil {
 		m.out.lead()
@@ -384,6 +419,7 @@ func (m *Machine) Lead(uint64) {
 // Follow implements shard.Machine.
 func (m *Machine) Follow() {
 	m.leading = false
+	m.failGets()
 	if m.out != nil {
 		m.out.follow()
 	}
@@ -399,6 +435,7 @@ func (m *Machine) Drive(b *msg.Builder) bool {
 		m.out.drive()
 	}
 	more := m.dispatch.Run(deliveriesPerTurn, m.give)
+	more = m.trimLater() || more
 	m.tryGets()
 	m.dispatch.WantReserve(func(log msg.LogID, n uint8, upto msg.Offset) { b.Reserve(log, n, upto) })
 	return more

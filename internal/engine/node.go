@@ -215,8 +215,10 @@ func (n *Node) open(cfg NodeConfig) error {
 		return err
 	}
 	n.store = st
-	if len(found.Damages) > 0 {
-		return fmt.Errorf("store: %w", found.Damages[0])
+	for _, d := range found.Damages {
+		if d.Shard != VolatileShard { // of which nothing outlives the process
+			return fmt.Errorf("store: %w", d)
+		}
 	}
 	shards, incarnation, err := n.settings(cfg.Shards)
 	if err != nil {

@@ -290,6 +290,9 @@ func (o *outboxes) Deliver(d *queue.Delivery) {
 	o.mover.add(d)
 }
 
+// GetFailed implements Sink.
+func (o *outboxes) GetFailed(uint64, error) {}
+
 // Got implements Sink; nothing is asked for.
 func (o *outboxes) Got(uint64, *queue.Delivery, uint64) {}
 

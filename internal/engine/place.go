@@ -199,14 +199,17 @@ func (l *place) locate(off msg.Offset, most uint64) (queue.Source, uint64, uint6
 	return queue.Source{Kind: srcRun}, 1, 1 // reported by the reader
 }
 
-// trim drops notes that are wholly below low and returns them through gone.
-func (l *place) trim(low msg.Offset, gone func(sub uint64)) {
+// trim drops up to most notes that are wholly below low and returns them through gone;
+// false if there are more.
+func (l *place) trim(low msg.Offset, most int, gone func(sub uint64)) (done bool) {
 	i := 0
-	for i < len(l.notes) && l.notes[i].first+uint64(l.notes[i].count) <= low {
+	below := func() bool { return i < len(l.notes) && l.notes[i].first+uint64(l.notes[i].count) <= low }
+	for ; i < most && below(); i++ {
 		gone(l.notes[i].sub)
-		i++
 	}
+	done = !below()
 	l.cutNotes(i)
+	return done
 }
 
 func (l *place) cutNotes(n int) {

@@ -18,6 +18,8 @@ var ErrStopped = errors.New("engine: shard stopped")
 type Sink interface {
 	Deliver(d *queue.Delivery)
 	Got(token uint64, d *queue.Delivery, left uint64)
+	// GetFailed ends a Get that never will be answered.
+	GetFailed(token uint64, err error)
 	Canceled(c *Consumer)
 	// Hungry tells that a shared pool that had been empty has room again: the session
 	// kicks all consumers that share it.
@@ -109,7 +111,9 @@ func (s *Shard) Attach(c *Consumer, ready func()) error {
 		if !s.m.leading {
 			return
 		}
-		if err = s.m.dispatch.Attach(&c.Consumer); err == nil {
+		if s.m.retiring[c.Log] {
+			err = queue.ErrUnknownLog
+		} else if err = s.m.dispatch.Attach(&c.Consumer); err == nil {
 			c.attached = true
 			p, _ := s.m.ledger.Profile(c.Log)
 			c.counts = p.CountDeliveries
@@ -118,6 +122,21 @@ func (s *Shard) Attach(c *Consumer, ready func()) error {
 	})
 	return err
 }
+
+// Retire keeps consumers from a log that has none, since it will be deleted; false if it
+// has some or is retired already. Unretire takes it back.
+func (s *Shard) Retire(log msg.LogID) (yes bool) {
+	s.Call(func() {
+		m := s.m
+		if m.leading && !m.retiring[log] && m.dispatch.Counts(log).Consumers == 0 {
+			m.retiring[log], yes = true, true
+		}
+	})
+	return yes
+}
+
+// Unretire lets consumers attach again.
+func (s *Shard) Unretire(log msg.LogID) { s.Call(func() { delete(s.m.retiring, log) }) }
 
 // Detach ends deliveries to c; what is in flight stays so.
 func (s *Shard) Detach(c *Consumer) {
@@ -265,7 +284,20 @@ func (s *Shard) Get(c *Consumer, token uint64) {
 		p, _ := s.m.ledger.Profile(c.Log)
 		c.counts = p.CountDeliveries
 		s.m.waitingGets = append(s.m.waitingGets, &get{c, token})
+		s.m.failGets()
 	})
+}
+
+// failGets ends the gets that wait if the shard has failed for good.
+func (m *Machine) failGets() {
+	c, ok := m.core.(interface{ Failed() error })
+	if !ok || c.Failed() == nil {
+		return
+	}
+	for _, g := range m.waitingGets {
+		g.c.Sink.GetFailed(g.token, c.Failed())
+	}
+	m.waitingGets = nil
 }
 
 func (m *Machine) tryGets() {
@@ -310,28 +342,42 @@ func (s *Shard) Counts(log msg.LogID) (c queue.Counts, err error) {
 	return c, nil
 }
 
+// purgeRanges is how many ranges of offsets one submission of a purge settles, so that
+// it fits anywhere and takes no turn for itself.
+const purgeRanges = 4096
+
 // Purge settles all that is ready in a log and returns how many messages that were,
-// when it is durable.
+// when it is durable. What can't be settled is ready again.
 func (s *Shard) Purge(log msg.LogID) (n uint64, err error) {
-	w := newWaiter()
-	ok := s.Call(func() {
-		var b msg.Builder
-		for _, h := range s.m.dispatch.HoldAll(log) {
-			b.Settle(log, h.Lane, msg.Purged, h.Ranges)
-			for _, r := range h.Ranges {
-				n += r.Count
-			}
-		}
-		if b.Empty() {
-			w.Completed(s.ID(), 0, shard.Result{})
-			return
-		}
-		s.m.core.Submit(shard.Sub{Chunk: b.Finish(), Done: w})
-	})
-	if !ok {
+	var held []queue.Held
+	if !s.Call(func() { held = s.m.dispatch.HoldAll(log) }) {
 		return 0, ErrStopped
 	}
-	return n, s.Await(w.ch).Err
+	for i, h := range held {
+		for rs := h.Ranges; len(rs) > 0; {
+			part := rs[:min(len(rs), purgeRanges)]
+			if _, err = s.Do(func(b *msg.Builder) { b.Settle(log, h.Lane, msg.Purged, part) }); err != nil {
+				held[i].Ranges = rs
+				s.Call(func() { s.m.release(log, held[i:]) })
+				return n, err
+			}
+			for _, r := range part {
+				n += r.Count
+			}
+			rs = rs[len(part):]
+		}
+	}
+	return n, nil
+}
+
+// release makes ready what a purge held and has not settled.
+func (m *Machine) release(log msg.LogID, held []queue.Held) {
+	if !m.leading { // whoever leads next begins with all of it
+		return
+	}
+	for _, h := range held {
+		m.dispatch.Release(log, h.Lane, h.Ranges)
+	}
 }
 
 // sealReserves ends deliveries and records how far they went. It does not wait for a

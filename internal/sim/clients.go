@@ -207,6 +207,9 @@ func (s *session) Deliver(d *queue.Delivery) {
 	s.inbox = append(s.inbox, *d)
 }
 
+// GetFailed implements Sink.
+func (s *session) GetFailed(uint64, error) {}
+
 // Got implements engine.Sink.
 func (s *session) Got(_ uint64, d *queue.Delivery, _ uint64) {
 	s.got = true

@@ -322,10 +322,19 @@ func (c *conn) Got(token uint64, d *queue.Delivery, left uint64) {
 	o := &c.out
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.got, o.gotFound, o.gotToken, o.gotLeft = true, d != nil, token, left
+	o.got, o.gotFailed, o.gotFound, o.gotToken, o.gotLeft = true, nil, d != nil, token, left
 	if d != nil {
 		o.gotAnswer = *d
 	}
+	o.wakeReaderLocked()
+}
+
+// GetFailed implements Sink.
+func (c *conn) GetFailed(token uint64, err error) {
+	o := &c.out
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.got, o.gotFailed, o.gotFound, o.gotToken = true, err, false, token
 	o.wakeReaderLocked()
 }
 

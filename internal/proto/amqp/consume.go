@@ -270,12 +270,14 @@ func (c *conn) get(ch *channel, m *amqpwire.BasicGet) error {
 		if !o.got || o.gotToken != token {
 			return false
 		}
-		d, found, left = o.gotAnswer, o.gotFound, o.gotLeft
+		d, found, left, err = o.gotAnswer, o.gotFound, o.gotLeft, o.gotFailed
 		return true
 	})
 	switch {
 	case !alive:
 		return c.stopReason()
+	case err != nil:
+		return err
 	case !found:
 		return c.send(ch.id, &amqpwire.BasicGetEmpty{})
 	}

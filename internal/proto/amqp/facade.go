@@ -25,6 +25,7 @@ type Sink interface {
 	Completed(token uint64, slot uint8, err error)
 	Deliver(d *queue.Delivery)
 	Got(token uint64, d *queue.Delivery, left uint64)
+	GetFailed(token uint64, err error)
 	Canceled(c Consumer)
 	Blocked(reason string)
 	Unblocked()

@@ -96,7 +96,8 @@ type outbox struct {
 	tracked     int   // flushes that the writer has not finished
 	free        []*flush
 
-	got       bool // an answer to Get is there: gotFound, gotDelivery, gotLeft
+	got       bool // an answer to Get is there: gotFailed, gotFound, gotAnswer, gotLeft
+	gotFailed error
 	gotFound  bool
 	gotToken  uint64
 	gotLeft   uint64
