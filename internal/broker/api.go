@@ -45,6 +45,7 @@ type ExchangeSpec struct {
 	Name, Type                    string
 	Durable, AutoDelete, Internal bool
 	Alternate                     string
+	HashOn                        route.HashOn
 	Args                          []byte // the client's table in wire format, kept for comparison
 }
 

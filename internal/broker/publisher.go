@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"math/rand/v2"
 	"time"
 
 	"github.com/sluicemq/sluice/internal/access"
@@ -39,7 +40,9 @@ type slot struct {
 
 // Publisher returns a new publisher of the session.
 func (s *Session) Publisher() *Publisher {
-	return &Publisher{s: s, done: completer{sink: s.sink}, token: 1}
+	p := &Publisher{s: s, done: completer{sink: s.sink}, token: 1}
+	p.scratch.Seed(rand.Uint64())
+	return p
 }
 
 // Publish routes a message and adds it to the current flush. Everything is copied. It
@@ -52,6 +55,7 @@ func (p *Publisher) Publish(exchange, key []byte, h route.HeaderLookup, e *msg.E
 	}
 	if p.cache == nil {
 		p.cache = route.NewCache(routeCacheEntries)
+		p.cache.Seed(rand.Uint64())
 	}
 	return p.append(p.cache.Route(vh, ex, key, h), e, body), nil
 }

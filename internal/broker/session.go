@@ -135,7 +135,7 @@ func (s *Session) DeclareExchange(spec ExchangeSpec) (existing *route.Exchange, 
 		return nil, err
 	}
 	r, err := s.b.define(meta.DeclareExchange{Exchange: route.Exchange{
-		Name: spec.Name, VHost: s.id.VHost, Type: spec.Type, Alternate: spec.Alternate, Args: spec.Args,
+		Name: spec.Name, VHost: s.id.VHost, Type: spec.Type, Alternate: spec.Alternate, HashOn: spec.HashOn, Args: spec.Args,
 		Durable: spec.Durable, AutoDelete: spec.AutoDelete, Internal: spec.Internal,
 	}})
 	if err != nil || r.Outcome == meta.Created {

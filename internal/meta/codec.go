@@ -175,6 +175,8 @@ func appendExchange(dst []byte, x *route.Exchange) []byte {
 	dst = append(dst, flags(x.Durable, x.AutoDelete, x.Internal))
 	dst = appendString(dst, x.Type)
 	dst = appendString(dst, x.Alternate)
+	dst = appendString(dst, x.HashOn.Header)
+	dst = appendString(dst, x.HashOn.Property)
 	return appendString(dst, x.Args)
 }
 

@@ -27,7 +27,7 @@ func sampleOps() []Op {
 		PutVHost{"/"},
 		DeleteVHost{"/"},
 		DeclareExchange{route.Exchange{
-			VHost: "/", Name: "x", Type: "topic", Alternate: "a", Args: []byte("raw"), Durable: true, Internal: true,
+			VHost: "/", Name: "x", Type: "topic", Alternate: "a", HashOn: route.HashOn{Header: "h", Property: "p"}, Args: []byte("raw"), Durable: true, Internal: true,
 		}},
 		DeleteExchange{VHost: "/", Name: "x", IfUnused: true, Held: []string{"y", "z"}},
 		DeclareQueue{route.Queue{
@@ -51,7 +51,7 @@ func TestOpEncodingIsStable(t *testing.T) {
 	want := []string{
 		"01012f",
 		"02012f",
-		"03012f01780505746f706963016103726177",
+		"03012f01780505746f70696301610168017003726177",
 		"04012f01780102017901 7a",
 		"05012f017105ac02020671756f72756d016303726177",
 		"06012f0171ac02010179",

@@ -181,6 +181,11 @@ func (r *run) bind(l *layer, b route.Binding) Result {
 			return refuse(berr.PreconditionFailed, "%s", bad.Error())
 		}
 	}
+	if source.Type == route.ConsistentHash {
+		if err := route.CheckWeight(b.Key); err != nil {
+			return refuse(berr.PreconditionFailed, "%s", err.Error())
+		}
+	}
 	s := l.space(b.VHost)
 	key := bindingKey(&b)
 	if s.bindings[key] != nil {

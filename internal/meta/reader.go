@@ -104,7 +104,8 @@ func (r *reader) exchange(vhost, name string) route.Exchange {
 	return route.Exchange{
 		VHost: vhost, Name: name,
 		Durable: f&1 != 0, AutoDelete: f&2 != 0, Internal: f&4 != 0,
-		Type: r.string(), Alternate: r.string(), Args: r.bytes(),
+		Type: r.string(), Alternate: r.string(),
+		HashOn: route.HashOn{Header: r.string(), Property: r.string()}, Args: r.bytes(),
 	}
 }
 

@@ -7,6 +7,9 @@ type bound struct {
 	*Binding
 	queue *Queue       // nil for an exchange
 	match *headerMatch // only in headers exchanges
+	// Only in consistent hash exchanges: what identifies it to hashes, and its share.
+	identity uint64
+	weight   uint32
 }
 
 // setFanout is the number of items or children that a bindingSet node holds at

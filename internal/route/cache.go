@@ -49,7 +49,7 @@ func (c *Cache) Route(v *VHost, ex *Exchange, key []byte, h HeaderLookup) []*Que
 	r := &ex.router
 	stamp := r.version
 	switch {
-	case r.kind == kindHeaders:
+	case r.kind == kindHeaders, r.kind == kindRandom, ex.HashOn != HashOn{}:
 		return c.route(v, ex, key, h)
 	case r.kind == kindDefault:
 		stamp = v.queueVersion

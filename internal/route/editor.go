@@ -127,7 +127,8 @@ func (e *Editor) DeleteExchange(vhost, name string) {
 
 // Bind adds a binding, or refreshes the target of an identical one. It returns
 // false, without effect, if one of the ends doesn't exist, if the source is the
-// default exchange, or if the arguments fail CheckHeaders. Takes ownership of b.
+// default exchange, or if the arguments fail CheckHeaders
+// or the key CheckWeight. Takes ownership of b.
 func (e *Editor) Bind(b *Binding) bool {
 	v := e.vhost(b.VHost)
 	if v == nil || b.Source == "" {
@@ -152,6 +153,9 @@ func (e *Editor) Bind(b *Binding) bool {
 			return false
 		}
 		x.match = m
+	}
+	if source.router.kind == kindConsistent && !x.identify() {
+		return false
 	}
 	_, source = e.exchange(b.VHost, b.Source)
 	if !source.router.lookup(b).has(b) {

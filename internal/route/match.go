@@ -14,6 +14,8 @@ type Scratch struct {
 	sets int
 	// matched is whether the exchange being visited has matched any binding.
 	matched bool
+	random  uint64   // state of random choices
+	number  [32]byte // a header's value as text
 	// uncacheable is set when the result depends on more than the routing key.
 	uncacheable bool
 }
@@ -74,6 +76,8 @@ func (s *Scratch) visit(x *Exchange, key []byte, h HeaderLookup) {
 		s.uncacheable = true
 		s.sets++
 		s.addMatching(x.router.set, h)
+	case kindRandom, kindModulus, kindConsistent:
+		s.pick(x, key, h)
 	case kindDefault:
 		if q, ok := s.vhost.queues.getBytes(key); ok {
 			s.sets++

@@ -54,7 +54,7 @@ const (
 // KnownType says whether t is an exchange type that this package can route.
 func KnownType(t string) bool {
 	switch t {
-	case Direct, Fanout, Topic, Headers:
+	case Direct, Fanout, Topic, Headers, ConsistentHash, ModulusHash, Random, LocalRandom:
 		return true
 	}
 	return false
@@ -100,7 +100,9 @@ type Exchange struct {
 	// nowhere; "" for none.
 	Alternate string
 	// Args is the argument table as the client sent it, opaque here.
-	Args       []byte
+	Args []byte
+	// HashOn is what a ConsistentHash exchange hashes.
+	HashOn     HashOn
 	Durable    bool
 	AutoDelete bool
 	// Internal exchanges take messages from exchanges only. Enforced by the

@@ -105,6 +105,9 @@ const (
 	kindTopic
 	kindHeaders
 	kindDefault
+	kindRandom
+	kindModulus
+	kindConsistent
 )
 
 func kindOf(x *Exchange) exchangeKind {
@@ -117,6 +120,12 @@ func kindOf(x *Exchange) exchangeKind {
 		return kindTopic
 	case x.Type == Headers:
 		return kindHeaders
+	case x.Type == Random, x.Type == LocalRandom:
+		return kindRandom
+	case x.Type == ModulusHash:
+		return kindModulus
+	case x.Type == ConsistentHash:
+		return kindConsistent
 	}
 	return kindDirect
 }
@@ -132,7 +141,7 @@ func (x *Exchange) Bindings() iter.Seq[*Binding] {
 		switch x.router.kind {
 		case kindTopic:
 			x.router.topic.all(each)
-		case kindFanout, kindHeaders:
+		case kindFanout, kindHeaders, kindRandom, kindModulus, kindConsistent:
 			x.router.set.all(each)
 		case kindDirect:
 			x.router.direct.all(func(_ string, s *bindingSet) bool { return s.all(each) })
@@ -146,7 +155,7 @@ func (r *router) lookup(b *Binding) *bindingSet {
 	switch r.kind {
 	case kindTopic:
 		return r.topic.at(canonicalPattern(b.Key))
-	case kindFanout, kindHeaders:
+	case kindFanout, kindHeaders, kindRandom, kindModulus, kindConsistent:
 		return r.set
 	case kindDirect:
 		set, _ := r.direct.get(b.Key)
@@ -160,7 +169,7 @@ func (r *router) put(e *Editor, x bound) {
 	switch r.kind {
 	case kindTopic:
 		r.topic = r.topic.put(e, canonicalPattern(x.Key), x)
-	case kindFanout, kindHeaders:
+	case kindFanout, kindHeaders, kindRandom, kindModulus, kindConsistent:
 		r.set = r.set.put(e.owner, x)
 	case kindDirect:
 		set, _ := r.direct.get(x.Key)
@@ -173,7 +182,7 @@ func (r *router) remove(e *Editor, b *Binding) {
 	switch r.kind {
 	case kindTopic:
 		r.topic = r.topic.remove(e, canonicalPattern(b.Key), b)
-	case kindFanout, kindHeaders:
+	case kindFanout, kindHeaders, kindRandom, kindModulus, kindConsistent:
 		r.set = r.set.remove(e.owner, b)
 	case kindDirect:
 		set, _ := r.direct.get(b.Key)

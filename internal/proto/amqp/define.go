@@ -120,10 +120,13 @@ func (c *conn) declareExchange(m *amqpwire.ExchangeDeclare) error {
 			return preconditionFailed("invalid type '%s' for arg '%s' in %s", alternate.Type(), alternateArg, object)
 		}
 		to, _ := alternate.Bytes()
-		var err error
+		hashOn, err := hashOn(m.Type, m.Arguments)
+		if err != nil {
+			return err
+		}
 		existing, err = c.sess.DeclareExchange(broker.ExchangeSpec{
 			Name: name, Type: m.Type, Durable: m.Durable, AutoDelete: m.AutoDelete, Internal: m.Internal,
-			Alternate: string(to), Args: m.Arguments,
+			Alternate: string(to), HashOn: hashOn, Args: m.Arguments,
 		})
 		if err != nil || existing == nil {
 			return err
@@ -135,6 +138,30 @@ func (c *conn) declareExchange(m *amqpwire.ExchangeDeclare) error {
 		{"auto_delete", word(m.AutoDelete), word(existing.AutoDelete)},
 		{"internal", word(m.Internal), word(existing.Internal)},
 	}, exchangeArg, existing.Args, m.Arguments)
+}
+
+// hashOn reads what a consistent hash exchange hashes instead of the routing key.
+func hashOn(kind string, args amqpwire.RawTable) (on route.HashOn, err error) {
+	if kind != route.ConsistentHash {
+		return on, nil
+	}
+	if v, ok := amqpwire.LookupTable(args, "hash-header"); ok {
+		b, _ := v.Bytes()
+		on.Header = string(b)
+	}
+	if v, ok := amqpwire.LookupTable(args, "hash-property"); ok {
+		b, _ := v.Bytes()
+		on.Property = string(b)
+		switch on.Property {
+		case "message_id", "correlation_id", "timestamp":
+		default:
+			return on, preconditionFailed("Unsupported property: %s", on.Property)
+		}
+	}
+	if on.Header != "" && on.Property != "" {
+		return on, preconditionFailed("hash-header and hash-property are mutually exclusive")
+	}
+	return on, nil
 }
 
 func (c *conn) deleteExchange(m *amqpwire.ExchangeDelete) error {

@@ -19,7 +19,26 @@ type publish struct {
 }
 
 // headers gives package route access to the headers of a message.
-type headers struct{ raw amqpwire.RawTable }
+type headers struct {
+	raw   amqpwire.RawTable
+	props amqpwire.RawProps
+	time  [20]byte
+}
+
+// Property implements route.PropertyLookup.
+func (h *headers) Property(name string) ([]byte, bool) {
+	switch name {
+	case "message_id":
+		return h.props.MessageID()
+	case "correlation_id":
+		return h.props.CorrelationID()
+	case "timestamp":
+		if t, ok := h.props.Timestamp(); ok {
+			return strconv.AppendUint(h.time[:0], t, 10), true
+		}
+	}
+	return nil, false
+}
 
 // Get implements route.HeaderLookup.
 func (h *headers) Get(key string) (route.Value, bool) {
@@ -100,7 +119,8 @@ func (c *conn) route(ct *content) (broker.Published, error) {
 	const special = amqpwire.PropUserID | amqpwire.PropExpiration | amqpwire.PropHeaders
 	c.batch.published = true
 	if ct.props.Flags()&special == 0 {
-		return c.pub.Publish(ct.exchange, ct.key, nil, e, ct.fresh...)
+		pub.headers.raw, pub.headers.props = nil, ct.props
+		return c.pub.Publish(ct.exchange, ct.key, &pub.headers, e, ct.fresh...)
 	}
 	keys, h, err := c.routingKeys(ct)
 	if err != nil {
@@ -140,13 +160,14 @@ func (c *conn) envelope(ct *content) *msg.Envelope {
 // routingKeys checks the properties and returns what a message is routed by.
 func (c *conn) routingKeys(ct *content) (keys [][]byte, h route.HeaderLookup, err error) {
 	pub := &c.batch.publish
+	pub.headers.raw, pub.headers.props = nil, ct.props
 	if err := c.checkProps(ct.props); err != nil {
 		return nil, nil, err
 	}
 	raw, ok := ct.props.Headers()
 	if !ok {
 		pub.keys = append(pub.keys[:0], ct.key)
-		return pub.keys, nil, nil
+		return pub.keys, &pub.headers, nil
 	}
 	pub.headers.raw = raw
 	keys, err = pub.copies(ct.key, raw)
