@@ -42,13 +42,14 @@ func CheckWeight(key string) error {
 	return err
 }
 
+// weightOf reads a weight; its errors are texts that clients know.
 func weightOf(key string) (uint32, error) {
 	n, err := strconv.Atoi(key)
 	switch {
 	case err != nil:
-		return 0, errors.New("The binding key must be an integer: " + strconv.Quote(key)) //nolint:staticcheck // as clients know it
+		return 0, errors.New("The binding key must be an integer: " + strconv.Quote(key))
 	case n < 1 || n > maxWeight:
-		return 0, errors.New("The binding key must be an integer between 1 and " + strconv.Itoa(maxWeight) + ": " + key) //nolint:staticcheck // as clients know it
+		return 0, errors.New("The binding key must be an integer between 1 and " + strconv.Itoa(maxWeight) + ": " + key)
 	}
 	return uint32(n), nil
 }
