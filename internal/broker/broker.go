@@ -92,7 +92,7 @@ func Open(cfg Config) (*Broker, error) {
 	nc.Dir, nc.FS, nc.Shards, nc.Meta = cfg.Dir, cfg.FS, cfg.Shards, b.meta
 	nc.MetaLoaded, nc.Log = b.meta.restored, cfg.Log
 	nc.Blocked = b.diskRefuses
-	nc.QueueOf = b.queueOf
+	nc.QueueOf, nc.MetaLost = b.queueOf, b.meta.lose
 	nc.Refuses = func(yes bool) { b.setBlocked(reasonDisk+": messages refused", yes) }
 	nc.Grown = func() { poke(b.grown) }
 	if nc.FS == nil {
@@ -217,6 +217,9 @@ func (b *Broker) prepare() error {
 	go func() {
 		err := b.firstStart()
 		if err == nil {
+			err = b.adoptOrphans()
+		}
+		if err == nil {
 			err = b.reconcile()
 		}
 		done <- err
@@ -282,14 +285,17 @@ func (b *Broker) reconcile() error {
 		}
 	}
 	for _, s := range b.node.Queues() {
-		var missing []*route.Queue
+		var missing, dead []*route.Queue
 		var extra, sealed []msg.LogID
 		s.Call(func() {
 			l := s.Machine().Ledger()
 			for id, q := range want[s.ID()] {
-				if !l.Has(id) {
+				switch {
+				case l.IsDeleted(id): // only damage leaves the definition behind
+					dead = append(dead, q)
+				case !l.Has(id):
 					missing = append(missing, q)
-				} else if l.IsSealed(id) { // for a removal that did not come about
+				case l.IsSealed(id): // for a removal that did not come about
 					sealed = append(sealed, id)
 				}
 			}
@@ -300,6 +306,11 @@ func (b *Broker) reconcile() error {
 				return true
 			})
 		})
+		for _, q := range dead {
+			if _, err := b.define(meta.DeleteQueue{VHost: q.VHost, Name: q.Name, ID: q.ID}); err != nil {
+				return err
+			}
+		}
 		if len(missing)+len(extra)+len(sealed) == 0 {
 			continue
 		}

@@ -384,7 +384,9 @@ func (w *cutRun) settleSome() {
 // checkAfterCut opens the disk that the power cut left and compares it with what the
 // clients knew.
 func checkAfterCut(t *testing.T, disk *vfs.Mem, o *outcome) {
-	b, err := Open(cutConfig(disk))
+	cfg := cutConfig(disk)
+	cfg.Node.Strict = true // nothing of it is damage
+	b, err := Open(cfg)
 	if err != nil {
 		t.Fatalf("recovery: %v", err)
 	}

@@ -39,6 +39,7 @@ SLUICE_LOG_LEVEL, SLUICE_AMQP_LISTEN, SLUICE_SHARDS), then from flags.`,
 	f.StringVar(&flags.Data, "data", "", "data directory (default ./sluice-data)")
 	f.StringVar(&flags.AMQP.Listen, "amqp-listen", "", "address for AMQP (default 127.0.0.1:5672)")
 	f.StringVar(&flags.LogLevel, "log-level", "", "debug, info, warn or error (default info)")
+	f.BoolVar(&flags.Storage.Strict, "strict", false, "do not start where anything on disk is damaged")
 	f.IntVar(&flags.Storage.Shards, "shards", 0, "durable shards, fixed at first start (default one per core, 2 to 8)")
 	return cmd
 }
@@ -61,6 +62,7 @@ func serveConfig(file string, flags config.Config) (cfg config.Config, err error
 	over(&cfg.Data, flags.Data)
 	over(&cfg.AMQP.Listen, flags.AMQP.Listen)
 	over(&cfg.LogLevel, flags.LogLevel)
+	cfg.Storage.Strict = cfg.Storage.Strict || flags.Storage.Strict
 	if flags.Storage.Shards != 0 {
 		cfg.Storage.Shards = flags.Storage.Shards
 	}

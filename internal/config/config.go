@@ -124,6 +124,9 @@ type Storage struct {
 	// VolatileBytes of messages in non-durable queues are kept in memory, beyond that
 	// they are spilled to disk; default 64 MiB.
 	VolatileBytes int64 `yaml:"volatile_bytes"`
+	// Strict refuses to start where anything on disk is damaged, instead of putting it
+	// into quarantine and serving the rest.
+	Strict bool `yaml:"strict"`
 }
 
 // Read parses a YAML file; unknown keys are errors, so that a typing mistake is not

@@ -181,6 +181,9 @@ func (m *Machine) restoreSub(s keyed) error {
 		if d.bad || e.count == 0 {
 			return fmt.Errorf("%w: notes of submission %d", msg.ErrCorrupt, s.sub)
 		}
+		if m.lossy && m.ensureLost(k.log) {
+			m.ledger.RaiseTail(k.log, k.lane, e.first+uint64(e.count))
+		}
 		ln, ok := m.ledger.Lane(k.log, k.lane)
 		if pos.Seq <= m.flushed || !ok || ln.Low() >= e.first+uint64(e.count) {
 			continue // in segments, or settled

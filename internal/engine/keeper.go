@@ -44,6 +44,7 @@ type Keeper struct {
 	done    sync.Map // shard id -> index of the durable checkpoint (uint64)
 	cutWake chan struct{}
 	cutMade chan struct{}
+	cutErr  atomic.Pointer[error] // why the last checkpoint was not written
 	wake    chan struct{}
 	stop    chan struct{}
 	wg      sync.WaitGroup
@@ -174,8 +175,10 @@ func (k *Keeper) writeCuts() {
 			for {
 				err := k.writeCut(c)
 				if err == nil {
+					k.cutErr.Store(nil)
 					break
 				}
+				k.cutErr.Store(&err)
 				k.log.Warn("checkpoint not written, trying again", "shard", c.Shard, "err", err)
 				if !k.sleep(upkeepEvery) {
 					return
@@ -288,7 +291,7 @@ func (k *Keeper) retire(f wal.SealedFile) error {
 		}
 	}
 	for _, r := range f.Shards {
-		if err := k.checkpointed(r.Shard, r.Last); err != nil {
+		if err := k.checkpointed(r.Shard, r.Last, false); err != nil {
 			return err
 		}
 	}
@@ -303,9 +306,13 @@ func (k *Keeper) retire(f wal.SealedFile) error {
 	return nil
 }
 
-// checkpointed waits until a durable checkpoint of the shard covers index.
-func (k *Keeper) checkpointed(id uint32, index uint64) error {
+// checkpointed waits until a durable checkpoint of the shard covers index; with once it
+// gives up when writing one fails.
+func (k *Keeper) checkpointed(id uint32, index uint64, once bool) error {
 	for {
+		if err := k.cutErr.Load(); err != nil && once {
+			return *err
+		}
 		if v, ok := k.done.Load(id); ok && v.(uint64) >= index {
 			return nil
 		}

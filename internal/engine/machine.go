@@ -39,6 +39,8 @@ type Machine struct {
 	later       []trimming              // notes that are settled and not forgotten yet
 	returns     map[msg.LogID][]counted // requeues that wait for their counts to be applied
 	cut         cut
+	lossy       bool     // keys of the checkpoint are lost
+	suspect     *suspect // while a replay goes on behind a loss
 }
 
 // Submitter takes operations of the machine's own that may wait for company.
@@ -108,6 +110,9 @@ func (m *Machine) Apply(c *shard.Command) (res shard.Result) {
 	sub := noSub
 	m.ledger.SetTime(c.TimeMS)
 	for i := 0; it.Next(op); i++ {
+		if m.suspect != nil && !m.judge(op, c.Pos) {
+			continue
+		}
 		switch op.Kind {
 		case msg.OpRequire: // before all others, so nothing has been done yet
 			if !m.ledger.AllFree(op.Log, op.Lane, op.Ranges) {
@@ -233,6 +238,9 @@ func (m *Machine) applyAppend(c *shard.Command, sub uint64, i int, op *msg.Op, r
 			out = m.ledger.AppendForced(t.Log, t.Lane, op.N, cond)
 		default:
 			out = m.ledger.Append(t.Log, t.Lane, op.N, cond)
+		}
+		if out.Code == queue.Refused && m.suspect != nil {
+			out = m.ledger.Append(t.Log, t.Lane, op.N, nil)
 		}
 		switch out.Code {
 		case queue.Appended:

@@ -65,6 +65,13 @@ type NodeConfig struct {
 	// CheckpointBytes and CheckpointEntries are shard.Config's.
 	CheckpointBytes   int64
 	CheckpointEntries uint64
+	// Strict refuses to start where anything is damaged, with an error that is
+	// ErrDamaged. Else what is damaged is put into quarantine and the rest is served.
+	// With replicas it is implied: what is damaged there must come from the others.
+	Strict bool
+	// MetaLost is told during recovery, before what follows is applied, that operations
+	// of shard 0 are lost; definitions may be missing then. May be nil.
+	MetaLost func()
 	// QueueOf names the queue of a log for reports, empty if there is none; for any
 	// goroutine. May be nil.
 	QueueOf  func(shard uint32, log msg.LogID) (vhost, queue string)
@@ -108,6 +115,8 @@ type Node struct {
 	wal      *wal.Log
 	keeper   *Keeper
 	aside    *quarantine
+	damaged  bool  // something was found damaged at this start
+	lossErr  error // of noting a loss during recovery
 	meta     *shard.Shard
 	queues   []*Shard
 	volatile *Shard
@@ -176,6 +185,7 @@ func (c *NodeConfig) setDefaults() {
 	if c.VolatileMemory == 0 {
 		c.VolatileMemory = 64 << 20
 	}
+	c.Strict = c.Strict || len(c.Replicas.Voters) > 1 || c.Stepping != nil
 	if c.Shards == 0 {
 		c.Shards = 2
 	}
@@ -215,10 +225,8 @@ func (n *Node) open(cfg NodeConfig) error {
 		return err
 	}
 	n.store = st
-	for _, d := range found.Damages {
-		if d.Shard != VolatileShard { // of which nothing outlives the process
-			return fmt.Errorf("store: %w", d)
-		}
+	if err := n.storeDamages(cfg, found.Damages); err != nil {
+		return err
 	}
 	shards, incarnation, err := n.settings(cfg.Shards)
 	if err != nil {
@@ -226,11 +234,6 @@ func (n *Node) open(cfg NodeConfig) error {
 	}
 	n.number, n.start = uint32(cfg.Replicas.Node), incarnation
 	n.link = shard.LinkID(n.number, n.start)
-	n.aside, err = openQuarantine(disk.fs, cfg.Dir, cfg.Log)
-	if err != nil {
-		return err
-	}
-	n.aside.queueOf = cfg.QueueOf
 	n.keeper = newKeeper(st, cfg.Log, cfg.WALFiles, cfg.VolatileMemory)
 	n.keeper.aside = n.aside
 	n.keeper.disk = disk
@@ -243,8 +246,8 @@ func (n *Node) open(cfg NodeConfig) error {
 		return err
 	}
 	n.wal, n.keeper.wal, n.Recovery = lg, lg, rec
-	if rec.Damaged() {
-		return &DamageError{rec.Damages}
+	if err := n.walDamages(cfg, rec); err != nil {
+		return err
 	}
 	if err := n.openShards(cfg, shards, found); err != nil {
 		return err
@@ -303,9 +306,12 @@ func (n *Node) openShards(cfg NodeConfig, shards int, found *store.Recovery) err
 		runs[s.Shard] = s.Runs
 	}
 	if cfg.Meta != nil {
-		meta, err := n.openShard(cfg, MetaShard, cfg.Meta, cfg.MetaLoaded)
+		meta, err := n.openShard(cfg, MetaShard, cfg.Meta, cfg.MetaLoaded, n.metaLost(cfg))
 		if err != nil {
 			return err
+		}
+		if slices.ContainsFunc(n.Recovery.Damages, func(d wal.Damage) bool { return d.Records }) {
+			n.metaLost(cfg)() // its last entries may be among what nothing tells of
 		}
 		n.meta = meta
 		n.keeper.all = append(n.keeper.all, meta)
@@ -316,9 +322,16 @@ func (n *Node) openShards(cfg NodeConfig, shards int, found *store.Recovery) err
 	}
 	for _, id := range peers {
 		m := New(Config{Shard: id, Store: n.store, WAL: n.wal, Log: cfg.Log, aside: n.aside, TailCache: cfg.TailCache})
-		sh, err := n.openShard(cfg, id, m, func() error { return m.RestoreDone(runs[id]) })
+		sh, err := n.openShard(cfg, id, m, func() error { return m.RestoreDone(runs[id]) }, m.Lose)
 		if err != nil {
 			return err
+		}
+		if n.lossErr != nil {
+			return n.lossErr
+		}
+		if n.damaged {
+			m.endSuspect()
+			m.raiseTails()
 		}
 		m.Bind(sh.Core())
 		m.reportLive()
@@ -351,36 +364,17 @@ func (m *Machine) reportLive() {
 	}
 }
 
-// openShard loads a shard's checkpoint into its machine and replays the WAL on it.
-func (n *Node) openShard(cfg NodeConfig, id uint32, m shard.Machine, loaded func() error) (*shard.Shard, error) {
-	r := shard.Restored{}
-	if info, ok := n.store.Checkpoint(id); ok {
-		x, err := shard.ParseCheckpointExtra(info.Extra)
-		if err != nil {
-			return nil, fmt.Errorf("shard %d: %w", id, err)
-		}
-		r.Checkpoint, r.Term, r.Conf, r.Installed = info.Index, x.Term, x.Conf, x.Installed
-		n.keeper.done.Store(id, info.Index)
-		err = n.store.LoadCheckpoint(id, func(key, value []byte) (err error) {
-			if string(key) != shard.ShardKey {
-				return m.Restore(key, value)
-			}
-			r.TimeMS, r.Links, err = shard.ParseShardState(append([]byte(nil), value...))
-			return err
-		})
-		if err != nil {
-			return nil, fmt.Errorf("shard %d: checkpoint: %w", id, err)
-		}
+// openShard loads a shard's checkpoint into its machine and replays the WAL on it. loaded
+// is called in between, lose when something of the shard's state is lost.
+func (n *Node) openShard(cfg NodeConfig, id uint32, m shard.Machine, loaded func() error, lose func()) (*shard.Shard, error) {
+	r, err := n.loadShard(cfg, id, m, loaded, lose)
+	if err != nil {
+		return nil, err
 	}
-	if err := loaded(); err != nil {
-		return nil, fmt.Errorf("shard %d: checkpoint: %w", id, err)
-	}
-	for i := range n.Recovery.Shards {
-		if n.Recovery.Shards[i].Shard == id {
-			r.Wal = &n.Recovery.Shards[i]
-			r.Replay = func(from uint64, fn func(wal.Entry) error) error {
-				return n.Recovery.Replay(id, from, fn)
-			}
+	if !cfg.Strict {
+		r.Salvage = n.salvage(id, lose)
+		if err := n.catchUp(id, &r); err != nil {
+			return nil, err
 		}
 	}
 	sc := shard.Config{
@@ -450,6 +444,9 @@ func (n *Node) run() error {
 		if err == nil {
 			err = awaitLead(s.Shard, func() bool { return s.m.leading })
 		}
+	}
+	if err == nil && n.damaged {
+		err = n.mend()
 	}
 	n.volatile.Call(func() {}) // its first turn makes it lead
 	for _, s := range n.queues {

@@ -36,7 +36,7 @@ func TestRetireAfterRestarts(t *testing.T) {
 		do(n, func(b *msg.Builder) { appendTo(b, 2, 1, 48<<10) })
 		var applied uint64
 		n.Queues()[0].Call(func() { applied = n.Queues()[0].Core().Applied() })
-		if err := n.keeper.checkpointed(1, applied); err != nil {
+		if err := n.keeper.checkpointed(1, applied, false); err != nil {
 			t.Fatal(err)
 		}
 		if err := n.Close(); err != nil {

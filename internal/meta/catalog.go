@@ -86,6 +86,8 @@ func (r *run) apply(op Op) Result {
 			return refuse(berr.CommandInvalid, "queue '%s' is not durable", op.Queue.Name)
 		}
 		return r.declareQueue(&c.durable, op.Queue)
+	case AdoptQueue:
+		return r.adoptQueue(op.Queue)
 	case DeleteQueue:
 		r.held = op.Held
 		return r.deleteQueue(&c.durable, op)
@@ -323,4 +325,35 @@ func (c *Catalog) Populate(e *route.Editor) {
 			}
 		}
 	}
+}
+
+// Lose tells that operations, or a part of the checkpoint, are lost: between Restore and
+// Populate, or between two operations. Ids that may have been given out are skipped (2^32
+// is more than any loss can have held); a virtual host is there if anything in it is; a
+// binding goes if an end of it is not there.
+func (c *Catalog) Lose() {
+	for _, s := range c.durable.spaces {
+		if len(s.queues)+len(s.exchanges) > 0 && !s.exists {
+			s.create()
+			c.durable.touch(vhostKey(s.name))
+		}
+		for key, e := range s.bindings {
+			if s.exchanges[e.binding.Source] == nil || !s.has(endOf(e.binding)) {
+				s.unlink(e)
+				c.durable.touch(key)
+			}
+		}
+		for _, q := range s.queues {
+			c.nextID = max(c.nextID, q.ID+1)
+		}
+	}
+	c.nextID += 1 << 32
+	c.durable.touch(counterKey)
+}
+
+func (s *space) has(e end) bool {
+	if e.kind == route.ToExchange {
+		return s.exchanges[e.name] != nil
+	}
+	return s.queues[e.name] != nil
 }

@@ -32,6 +32,7 @@ const (
 	codeDeleteSetting   opCode = 12
 	codePutItem         opCode = 13
 	codeDeleteItem      opCode = 14
+	codeAdoptQueue      opCode = 32
 )
 
 func (PutVHost) op() opCode        { return codePutVHost }
@@ -46,6 +47,7 @@ func (PutUser) op() opCode         { return codePutUser }
 func (DeleteUser) op() opCode      { return codeDeleteUser }
 func (PutSetting) op() opCode      { return codePutSetting }
 func (DeleteSetting) op() opCode   { return codeDeleteSetting }
+func (AdoptQueue) op() opCode      { return codeAdoptQueue }
 
 // AppendOp appends the encoding of op: its code, then its fields in order;
 // strings and lists have their length before them as a uvarint.
@@ -66,6 +68,10 @@ func AppendOp(dst []byte, op Op) []byte {
 		dst = append(dst, flags(op.IfUnused))
 		return appendStrings(dst, op.Held)
 	case DeclareQueue:
+		dst = appendString(dst, op.Queue.VHost)
+		dst = appendString(dst, op.Queue.Name)
+		return appendQueue(dst, &op.Queue)
+	case AdoptQueue:
 		dst = appendString(dst, op.Queue.VHost)
 		dst = appendString(dst, op.Queue.Name)
 		return appendQueue(dst, &op.Queue)
@@ -115,6 +121,9 @@ func ParseOp(b []byte) (Op, int, error) {
 	case codeDeclareQueue:
 		vhost, name := r.string(), r.string()
 		op = DeclareQueue{r.queue(vhost, name)}
+	case codeAdoptQueue:
+		vhost, name := r.string(), r.string()
+		op = AdoptQueue{r.queue(vhost, name)}
 	case codeDeleteQueue:
 		op = DeleteQueue{VHost: r.string(), Name: r.string(), ID: r.uvarint(), Held: r.strings()}
 	case codeBind:

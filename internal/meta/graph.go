@@ -78,6 +78,28 @@ func (r *run) declareQueue(l *layer, q route.Queue) Result {
 	return Result{Outcome: Created, Queue: &q}
 }
 
+func (r *run) adoptQueue(q route.Queue) Result {
+	l := &r.c.durable
+	vhost := r.c.vhost(q.VHost)
+	switch {
+	case vhost == nil:
+		return noVHost(q.VHost)
+	case q.Name == "" || q.Ephemeral() || q.ID == 0 || q.ID&LocalIDBit != 0:
+		return refuse(berr.CommandInvalid, "queue '%s' can't have log %d", q.Name, q.ID)
+	}
+	if have := r.c.findQueue(l, q.VHost, q.Name); have != nil {
+		return Result{Outcome: Exists, Queue: have}
+	}
+	r.evictQueue(q.VHost, q.Name)
+	r.c.nextID = max(r.c.nextID, q.ID+1)
+	l.touch(counterKey)
+	q.VHost, q.Type = vhost.name, internType(q.Type)
+	l.space(q.VHost).queues[q.Name] = &q
+	l.touch(queueKey(q.VHost, q.Name))
+	r.emit(Change{Kind: QueuePut, Queue: &q})
+	return Result{Outcome: Created, Queue: &q}
+}
+
 // internType spares 100,000 queues a copy each of their type's name.
 func internType(t string) string {
 	switch t {

@@ -75,6 +75,10 @@ type DeleteExchange struct {
 // assigned; Queue.Shard is the proposer's choice.
 type DeclareQueue struct{ Queue route.Queue }
 
+// AdoptQueue defines a queue for a log that exists, Queue.ID, and whose own definition is
+// lost. Ids up to that one are not given out again.
+type AdoptQueue struct{ Queue route.Queue }
+
 // DeleteQueue removes a queue and its bindings, if it still is the one with that
 // log id.
 type DeleteQueue struct {

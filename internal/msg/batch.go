@@ -3,7 +3,7 @@ package msg
 import "encoding/binary"
 
 const (
-	batchMagic     = 0x31626c73 // "slb1"
+	batchMagic     = 0x32626c73 // "slb2"
 	batchHeaderLen = 24
 	batchPartLen   = 24
 )

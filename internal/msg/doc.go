@@ -19,11 +19,14 @@
 //	 4 u32 CRC-32C of everything from byte 8
 //	 8 u32 position of the command section
 //	12 u32 number of operations
-//	16 records, then the command section
+//	16 u32 CRC-32C of the length, bytes 8 to 15 and the command section
+//	20 records, then the command section
 //
 // Applying reads the command section only, never a record. Messages with the same
 // targets form one append operation, so applying costs O(operations). An operation
-// names its records by position: contiguous ones by the first alone.
+// names its records by position: contiguous ones by the first alone. The command section
+// has a checksum of its own, so that damage to a record costs no settlement and no
+// offset.
 //
 // # Batch: the payload of one Raft entry
 //

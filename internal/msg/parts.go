@@ -135,5 +135,6 @@ func sealSubmission(b []byte, cmd, ops int) {
 	le.PutUint32(b[0:], uint32(len(b)))
 	le.PutUint32(b[8:], uint32(cmd))
 	le.PutUint32(b[12:], uint32(ops))
+	le.PutUint32(b[16:], Submission(b).commandSum())
 	le.PutUint32(b[4:], CRC(b[8:]))
 }

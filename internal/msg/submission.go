@@ -5,7 +5,7 @@ import (
 	"hash/crc32"
 )
 
-const submissionHeaderLen = 16
+const submissionHeaderLen = 20
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
@@ -36,6 +36,17 @@ func (s Submission) SumOf() uint32 { return binary.LittleEndian.Uint32(s[4:]) }
 
 // Verify says whether the bytes are those that were encoded.
 func (s Submission) Verify() bool { return CRC(s[8:]) == s.SumOf() }
+
+// VerifyCommands says whether header and command section are those that were encoded:
+// applying needs no more. The records may be damaged all the same.
+func (s Submission) VerifyCommands() bool {
+	return s.commandSum() == binary.LittleEndian.Uint32(s[16:])
+}
+
+func (s Submission) commandSum() uint32 {
+	sum := crc32.Update(CRC(s[:4]), castagnoli, s[8:16])
+	return crc32.Update(sum, castagnoli, s[s.cmdPos():])
+}
 
 func (s Submission) cmdPos() int { return int(binary.LittleEndian.Uint32(s[8:])) }
 

@@ -295,6 +295,24 @@ func (l *Ledger) ReserveExact(log msg.LogID, lane uint8, upto msg.Offset) {
 	}
 }
 
+// RaiseTail says that a lane has reached at least tail: its appends are lost. All that it
+// adds counts as delivered.
+func (l *Ledger) RaiseTail(log msg.LogID, lane uint8, tail msg.Offset) {
+	g := l.logs[log]
+	if g == nil {
+		return
+	}
+	if n := g.lane(lane); n != nil && n.tail >= tail {
+		return
+	}
+	l.touch(g)
+	n := g.makeLane(lane)
+	n.tail, n.reserved = tail, max(n.reserved, tail)
+}
+
+// IsDeleted reports whether the log was deleted.
+func (l *Ledger) IsDeleted(log msg.LogID) bool { return l.deleted.Contains(log) }
+
 func (l *Ledger) at(log msg.LogID, lane uint8) (*logState, *Lane) {
 	g := l.logs[log]
 	if g == nil {

@@ -20,6 +20,7 @@ type restoring struct {
 	producers map[msg.LogID]*producerTable
 	expect    map[msg.LogID]expected
 	dedup     map[msg.LogID]map[uint64][]dedupEntry // by log and block
+	lossy     bool                                  // some keys may be missing
 }
 
 // expected is what a head says of the keys that belong to it.
@@ -40,15 +41,7 @@ type partID struct {
 // replayed as they were emitted. Until RestoreDone the ledger can't be used otherwise.
 // An error wraps msg.ErrCorrupt; the ledger is useless then. key and value are copied.
 func (l *Ledger) Restore(key, value []byte) error {
-	if l.restore == nil {
-		l.restore = &restoring{
-			parts:     make(map[partID]*entry),
-			wanted:    make(map[partID][]msg.Range),
-			producers: make(map[msg.LogID]*producerTable),
-			expect:    make(map[msg.LogID]expected),
-			dedup:     make(map[msg.LogID]map[uint64][]dedupEntry),
-		}
-	}
+	l.restoring()
 	if len(key) == 0 {
 		return corrupt("empty key")
 	}
@@ -74,6 +67,23 @@ func (l *Ledger) Restore(key, value []byte) error {
 	}
 	return corrupt("key")
 }
+
+func (l *Ledger) restoring() *restoring {
+	if l.restore == nil {
+		l.restore = &restoring{
+			parts:     make(map[partID]*entry),
+			wanted:    make(map[partID][]msg.Range),
+			producers: make(map[msg.LogID]*producerTable),
+			expect:    make(map[msg.LogID]expected),
+			dedup:     make(map[msg.LogID]map[uint64][]dedupEntry),
+		}
+	}
+	return l.restore
+}
+
+// RestoreLossy says that keys of the checkpoint are lost: what they held of a log counts
+// as not settled and not known.
+func (l *Ledger) RestoreLossy() { l.restoring().lossy = true }
 
 func (l *Ledger) restorePart(id partID, value []byte) error {
 	if value == nil {
@@ -277,7 +287,7 @@ func (l *Ledger) RestoreDone() error {
 		}
 	}
 	for id, w := range rs.wanted {
-		if err := l.checkParts(id, w); err != nil {
+		if err := l.checkParts(id, w); err != nil && !rs.lossy {
 			return err
 		}
 	}
@@ -285,8 +295,12 @@ func (l *Ledger) RestoreDone() error {
 		return err
 	}
 	for log, x := range rs.expect {
-		if err := l.attachRepeats(log, x, rs); err != nil {
+		err := l.attachRepeats(log, x, rs)
+		if err != nil && !rs.lossy {
 			return err
+		}
+		if err != nil {
+			l.logs[log].repeats = nil
 		}
 	}
 	return l.holdsRestored()

@@ -225,6 +225,12 @@ type Restored struct {
 	TimeMS     int64
 	Conf       []byte // from the checkpoint, see CheckpointExtra
 	Installed  bool   // likewise
+	// Salvage lets recovery go on where entries are damaged or missing; nil: it fails.
+	// Only with one voter: others get such entries from the leader (see
+	// wal.RecoveredShard.Damaged) and must not vote before.
+	Salvage *Salvage
+	// Lossy: the checkpoint is not all that it was. How far the links got is not known.
+	Lossy bool
 }
 
 // NewCore recovers a shard: the machine already holds the checkpoint, the entries
@@ -326,7 +332,7 @@ func (c *Core) recoverLog(r Restored) error {
 			c.logStart, r.Replay = true, nil // the entries are those before the snapshot
 		}
 		has := r.Wal.FirstEntry > 0 && r.Wal.LastIndex >= r.Wal.FirstEntry && !c.logStart
-		if has && r.Wal.FirstEntry > r.Checkpoint+1 {
+		if has && r.Wal.FirstEntry > r.Checkpoint+1 && r.Salvage == nil {
 			return fmt.Errorf("shard %d: the write-ahead log begins at entry %d, the checkpoint ends at %d", c.cfg.ID, r.Wal.FirstEntry, r.Checkpoint)
 		}
 		if has && !soleIn(conf, c.cfg.Node) && r.Wal.FirstEntry <= r.Checkpoint {
@@ -375,11 +381,19 @@ func oldest(r Restored) (first, prevTerm uint64, err error) {
 // replay enters what the WAL has and applies what is committed. Changes of the
 // configuration among that say with whom what follows had to be agreed.
 func (c *Core) replay(r Restored, commit uint64) error {
+	c.links.jump = r.Lossy
+	defer func() { c.links.jump = false }()
 	return r.Replay(min(c.log.first, r.Checkpoint+1), func(e wal.Entry) error {
 		if e.Index < c.log.first {
 			return nil
 		}
-		if e.Damaged && e.Index > r.Checkpoint {
+		if e.Index > c.log.last()+1 {
+			if err := c.fillHole(r, e.Index); err != nil {
+				return err
+			}
+		}
+		damaged := e.Damaged && e.Index > r.Checkpoint
+		if damaged && r.Salvage == nil {
 			return fmt.Errorf("shard %d: entry %d at %d+%d of the write-ahead log is damaged", c.cfg.ID, e.Index, e.Pos.Seq, e.Pos.Off)
 		}
 		s := slot{len: e.Pos.Len, crc: e.PayloadCRC, pos: e.Pos}
@@ -399,8 +413,11 @@ func (c *Core) replay(r Restored, commit uint64) error {
 			return nil
 		}
 		c.applied = e.Index
-		if isConf {
+		switch {
+		case isConf:
 			return c.applyConf(e.Index, s.cc)
+		case damaged:
+			return c.applySalvaged(r.Salvage, e)
 		}
 		return c.applyBytes(e.Index, e.Payload, e.Pos)
 	})

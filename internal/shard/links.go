@@ -28,6 +28,8 @@ func linkNode(id uint64) uint32 { return uint32(id >> 32) }
 // shards).
 type links struct {
 	last map[uint64]uint64
+	// jump accepts gaps: in a replay, what fills them is lost.
+	jump bool
 }
 
 type verdict uint8
@@ -49,7 +51,7 @@ func (l *links) check(id, seq uint64) verdict {
 	switch last := l.last[id]; {
 	case seq <= last:
 		return linkDuplicate
-	case seq != last+1:
+	case seq != last+1 && !l.jump:
 		return linkGap
 	}
 	return linkAccept

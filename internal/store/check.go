@@ -53,11 +53,12 @@ func Check(fsys vfs.FS, dir string) (*CheckReport, error) {
 	if err != nil {
 		return nil, err
 	}
-	st, _, _, err := readManifest(b)
+	mf, err := readManifest(b)
 	if err != nil {
 		return nil, err
 	}
-	r := &CheckReport{Settings: st.settings}
+	st := mf.st
+	r := &CheckReport{Settings: st.settings, Damages: mf.damages}
 	if r.Orphans, err = orphans(fsys, dir, st); err != nil {
 		return nil, err
 	}

@@ -322,6 +322,21 @@ func (s *Store) LoadCheckpoint(shard uint32, fn func(key, value []byte) error) e
 	return s.livePairs(shard, info, fn)
 }
 
+// CheckCheckpoint reads all of a shard's checkpoint; a *DamageError says what is wrong.
+func (s *Store) CheckCheckpoint(shard uint32) error {
+	info, ok := s.Checkpoint(shard)
+	if !ok {
+		return nil
+	}
+	s.mu.RLock()
+	file := s.ckpts[shard]
+	s.mu.RUnlock()
+	if file == nil {
+		return missingCheckpoint(shard, info)
+	}
+	return scanPairs(file.f, shard, info, func(uint64, []byte, []byte) error { return nil })
+}
+
 func (s *Store) livePairs(shard uint32, info CheckpointInfo, fn func(key, value []byte) error) error {
 	s.mu.RLock()
 	file := s.ckpts[shard]
@@ -341,12 +356,19 @@ func (s *Store) livePairs(shard uint32, info CheckpointInfo, fn func(key, value 
 // over the file twice for each part of the key space, of which there is one for
 // each atOnce pairs: to find the last pairs, and to hand them out.
 func livePairs(f vfs.File, shard uint32, info CheckpointInfo, atOnce uint64, fn func(key, value []byte) error) error {
-	parts := info.Pairs/atOnce + 1
+	return lastPairs(info.Pairs, atOnce, fn, func(fn func(n uint64, key, value []byte) error) error {
+		return scanPairs(f, shard, info, fn)
+	})
+}
+
+// lastPairs is livePairs for what scan gives, at most so many pairs.
+func lastPairs(pairs, atOnce uint64, fn func(key, value []byte) error, scan func(func(n uint64, key, value []byte) error) error) error {
+	parts := pairs/atOnce + 1
 	seed := maphash.MakeSeed()
-	last := make(map[string]uint64, min(info.Pairs, atOnce))
+	last := make(map[string]uint64, min(pairs, atOnce))
 	for part := range parts {
 		clear(last)
-		err := scanPairs(f, shard, info, func(n uint64, key, _ []byte) error {
+		err := scan(func(n uint64, key, _ []byte) error {
 			if parts == 1 || maphash.Bytes(seed, key)%parts == part {
 				last[string(key)] = n
 			}
@@ -355,7 +377,7 @@ func livePairs(f vfs.File, shard uint32, info CheckpointInfo, atOnce uint64, fn 
 		if err != nil {
 			return err
 		}
-		err = scanPairs(f, shard, info, func(n uint64, key, value []byte) error {
+		err = scan(func(n uint64, key, value []byte) error {
 			if l, ok := last[string(key)]; !ok || l != n || value == nil {
 				return nil
 			}

@@ -2,9 +2,11 @@ package store
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"maps"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -238,7 +240,7 @@ func TestDamagedDirectoryIsSalvaged(t *testing.T) {
 	}
 }
 
-func TestMissingSegmentIsReportedAndKept(t *testing.T) {
+func TestMissingSegmentIsReportedAndMayGo(t *testing.T) {
 	disk, b := everyKind(t)
 	run, path := segmentWith(t, b, func(r Run) bool { return r.Log == 50 })
 	must(t, disk.Remove(path))
@@ -246,8 +248,8 @@ func TestMissingSegmentIsReportedAndKept(t *testing.T) {
 	if len(rec.Damages) != 1 || rec.Damages[0].Seg != run.Seg || !strings.Contains(rec.Damages[0].Reason, "missing") {
 		t.Fatal(rec.Damages)
 	}
-	if c := b.s.Candidates(0); len(c.Dead) > 0 {
-		t.Fatal("what can't be read counts as dead")
+	if c := b.s.Candidates(0); !slices.Equal(c.Dead, []SegID{run.Seg}) {
+		t.Fatalf("%+v", c)
 	}
 	b.drop([]SegID{run.Seg})
 	if rec := b.reopen(); len(rec.Damages) > 0 {
@@ -297,13 +299,14 @@ func TestManifestTornOrDamaged(t *testing.T) {
 	path := filepath.Join("data", manifestName)
 	raw, err := vfs.ReadFile(disk, path)
 	must(t, err)
-	st, end, torn, err := readManifest(raw)
+	mf, err := readManifest(raw)
+	st, end, torn := mf.st, mf.end, mf.torn
 	must(t, err)
 	if torn || len(st.segs) == 0 {
 		t.Fatal(end, torn)
 	}
-	// Every flipped bit up to the mark of the last edit is damage, with its place;
-	// behind that there is nothing to lose.
+	// Whatever bit is flipped, the state is what it was: an edit or its copy is sound.
+	// Up to the copy of the last edit it is told; behind that there is nothing to lose.
 	for at := int64(0); at < int64(len(raw)); at++ {
 		if at > end+100 {
 			at += 997
@@ -313,33 +316,58 @@ func TestManifestTornOrDamaged(t *testing.T) {
 		}
 		flipped := bytes.Clone(raw)
 		flipped[at] ^= 1 << (at % 8)
-		got, _, torn, err := readManifest(flipped)
-		var damage *DamageError
+		mg, err := readManifest(flipped)
+		got, torn := mg.st, mg.torn
 		switch {
-		case at < end-frameHeaderLen:
-			if !errors.As(err, &damage) || damage.Pos > at || damage.Path != manifestName {
-				t.Fatalf("byte %d of %d: %v", at, end, err)
-			}
-		case err != nil || !torn || !bytes.Equal(got.encode(), st.encode()):
-			t.Fatalf("byte %d of %d: torn %v, %v", at, end, torn, err)
+		case err != nil || !bytes.Equal(got.encode(), st.encode()):
+			t.Fatalf("byte %d of %d: %v", at, end, err)
+		case at < end && !torn && (len(mg.damages) != 1 || mg.damages[0].Pos > at || mg.damages[0].Pos+mg.damages[0].Len <= at):
+			t.Fatalf("byte %d of %d: %v", at, end, mg.damages)
+		case at >= end && !torn:
+			t.Fatalf("byte %d of %d: not seen", at, end)
 		}
 	}
 	// The file cut anywhere gives the state of some edit, or an error at its start.
 	for n := range end {
 		cut := append(bytes.Clone(raw[:n]), make([]byte, len(raw)-int(n))...)
-		if _, _, _, err := readManifest(cut); err != nil && n > 200+manifestHeaderLen+int64(len(st.encode())) {
+		if _, err := readManifest(cut); err != nil && n > 200+manifestHeaderLen+int64(len(st.encode())) {
 			t.Fatalf("cut at %d of %d: %v", n, end, err)
 		}
 	}
 	must(t, vfs.FlipBit(disk, path, (manifestHeaderLen+10)*8))
-	if _, _, err := Open(small(disk)); !errors.Is(err, ErrDamaged) {
-		t.Fatal(err)
+	s, rec, err := Open(small(disk))
+	if err != nil || len(rec.Damages) != 1 {
+		t.Fatal(rec, err)
 	}
+	must(t, s.ReplaceManifest())
+	must(t, s.Close())
+	s, rec, err = Open(small(disk))
+	if err != nil || len(rec.Damages) != 0 || !bytes.Equal(s.state.encode(), st.encode()) {
+		t.Fatal(rec, err)
+	}
+	must(t, s.Close())
 	must(t, disk.Remove(path))
 	if _, _, err := Open(small(disk)); !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), "missing") {
 		t.Fatal(err)
 	}
 	if len(disk.Paths("data/seg")) == 0 {
 		t.Fatal("segments were deleted for want of a MANIFEST")
+	}
+}
+
+// TestManifestWithoutCopies: an edit behind one whose copy never came, with one as long
+// behind it, is not taken for that copy.
+func TestManifestWithoutCopies(t *testing.T) {
+	b := binary.LittleEndian.AppendUint64(nil, manifestMagic)
+	b = binary.LittleEndian.AppendUint64(b, manifestVersion)
+	at := int64(0)
+	for i := range byte(4) {
+		c := change{kind: opSet, key: "k", value: []byte{i}}
+		b = appendFrame(b, frameMagic, c.append(nil), int64(len(b)), at)
+		at = int64(len(b))
+	}
+	m, err := readManifest(b)
+	if err != nil || len(m.damages) > 0 || m.end != at || !bytes.Equal(m.st.settings["k"], []byte{3}) {
+		t.Fatal(m, err)
 	}
 }

@@ -30,18 +30,20 @@ func seeds(f *testing.F) (manifest, segment, checkpoint []byte) {
 // is written again as one that reads the same.
 func FuzzManifest(f *testing.F) {
 	manifest, _, _ := seeds(f)
-	_, end, _, err := readManifest(manifest)
+	mf, err := readManifest(manifest)
+	end := mf.end
 	must(f, err)
 	f.Add(manifest[:end], []byte{})
 	f.Add([]byte{}, manifest[manifestHeaderLen+frameHeaderLen:end])
 	f.Fuzz(func(t *testing.T, file, payload []byte) {
-		if _, _, _, err := readManifest(file); err != nil && !errors.Is(err, ErrDamaged) {
+		if _, err := readManifest(file); err != nil && !errors.Is(err, ErrDamaged) {
 			t.Fatal(err)
 		}
 		// And with valid frames around arbitrary edits, which a fuzzer won't make.
 		b := append([]byte(nil), manifest[:manifestHeaderLen]...)
-		b = appendFrame(b, payload, manifestHeaderLen, 0)
-		st, _, _, err := readManifest(b)
+		b = appendFrame(b, frameMagic, payload, manifestHeaderLen, 0)
+		mg, err := readManifest(b)
+		st := mg.st
 		if err != nil {
 			return
 		}

@@ -79,10 +79,10 @@ func TestStaleFramesAreCut(t *testing.T) {
 	// A power cut left a frame, but not the one before it; the next edit ends just
 	// where it begins.
 	payload := edit("new").changes[0].append(nil)
-	at := end + int64(len(appendFrame(nil, payload, 0, 0))) + frameHeaderLen
+	at := end + 2*int64(len(appendFrame(nil, frameMagic, payload, 0, 0)))
 	f, err := disk.OpenReadWrite("data/MANIFEST")
 	must(t, err)
-	_, err = f.WriteAt(appendFrame(nil, edit("old").changes[0].append(nil), at, end), at)
+	_, err = f.WriteAt(appendFrame(nil, frameMagic, edit("old").changes[0].append(nil), at, end), at)
 	must(t, err)
 	must(t, f.Close())
 	s, _ = open(t, small(disk))

@@ -64,7 +64,9 @@ func (s *Store) openManifest() error {
 	if err != nil {
 		return err
 	}
-	s.man, s.state, err = openManifest(s.fs, s.opts.Dir)
+	var found manifestFile
+	s.man, found, err = openManifest(s.fs, s.opts.Dir)
+	s.state, s.found = found.st, found.damages
 	if errors.Is(err, fs.ErrNotExist) {
 		var files []string
 		if files, err = listFiles(s.fs, s.opts.Dir); err != nil {
@@ -122,7 +124,7 @@ func (st *manifestState) listedPaths() map[string]bool {
 
 // recover loads what the MANIFEST lists and removes the rest.
 func (s *Store) recover() (*Recovery, error) {
-	rec := &Recovery{Segments: len(s.state.segs)}
+	rec := &Recovery{Segments: len(s.state.segs), Damages: s.found}
 	files, err := listFiles(s.fs, s.opts.Dir)
 	if err != nil {
 		return nil, err
@@ -141,13 +143,11 @@ func (s *Store) recover() (*Recovery, error) {
 	for _, id := range slices.Sorted(maps.Keys(s.state.segs)) {
 		m := s.state.segs[id]
 		rec.Bytes += m.Bytes
-		runs, damage, err := s.loadSegment(m)
+		runs, damages, err := s.loadSegment(m)
 		if err != nil {
 			return nil, err
 		}
-		if damage != nil {
-			rec.Damages = append(rec.Damages, damage)
-		}
+		rec.Damages = append(rec.Damages, damages...)
 		shards[m.Shard] = append(shards[m.Shard], runs)
 	}
 	for _, shard := range slices.Sorted(maps.Keys(shards)) {
@@ -195,18 +195,17 @@ func mergeTwo(a, b []Run) []Run {
 }
 
 // loadSegment enters a listed segment and returns its runs: from the directory or,
-// if that is damaged, as far as a scan of the blocks finds them.
-func (s *Store) loadSegment(m SegmentMeta) ([]Run, *DamageError, error) {
+// if that is damaged, as far as a scan of the blocks finds them. Such a segment is
+// rewritten as soon as it may be.
+func (s *Store) loadSegment(m SegmentMeta) ([]Run, []*DamageError, error) {
 	path := segmentPath(m.Shard, m.ID)
-	var t trailer
-	var runs []Run
-	var infos []runInfo
+	var x salvaged
 	reason := "the file is missing"
 	f, err := s.fs.Open(s.abs(path))
 	if err == nil {
-		t, runs, infos, reason, err = readDirectory(f, m)
+		x.t, x.runs, x.infos, reason, err = readDirectory(f, m)
 		if reason != "" && err == nil {
-			t, runs, infos, err = salvage(f, m)
+			x, err = salvage(f, m)
 		}
 		err = errors.Join(err, f.Close())
 	} else if errors.Is(err, fs.ErrNotExist) {
@@ -215,16 +214,32 @@ func (s *Store) loadSegment(m SegmentMeta) ([]Run, *DamageError, error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("store: %s: %w", path, err)
 	}
-	m.stats = newStats(&t, runs, infos)
+	found := uint64(0)
+	for i := range x.runs {
+		found += uint64(x.runs[i].Count)
+	}
+	entries := m.Entries
+	if reason != "" {
+		m.Entries = found // what is lost of it is not in it any more
+	}
+	m.stats = newStats(&x.t, x.runs, x.infos)
 	g := newSegment(m)
 	s.segs[m.ID] = g
 	if reason == "" {
-		return runs, nil, nil
+		return x.runs, nil, nil
 	}
-	found := uint64(0)
-	for i := range runs {
-		found += uint64(runs[i].Count)
+	g.salvaged, g.acct.rebuild = &x, true
+	reason = fmt.Sprintf("%s (a scan found %d of %d entries)", reason, found, entries)
+	damages := []*DamageError{s.report(g, int64(x.t.dirPos), max(m.Bytes-int64(x.t.dirPos), 0), reason, nil)}
+	for _, h := range x.holes {
+		damages = append(damages, s.report(g, h[0], h[1]-h[0], "blocks", nil))
 	}
-	reason = fmt.Sprintf("%s (a scan found %d of %d entries)", reason, found, m.Entries)
-	return runs, s.damage(g, int64(t.dirPos), 0, reason, nil), nil
+	return x.runs, damages, nil
+}
+
+// ReplaceManifest writes the MANIFEST anew.
+func (s *Store) ReplaceManifest() error {
+	s.editMu.Lock()
+	defer s.editMu.Unlock()
+	return s.man.rewrite(s.state)
 }

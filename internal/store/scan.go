@@ -80,45 +80,102 @@ func (sc *scanner) at(pos int64) ([]byte, error) {
 	return openBlock(b, 0, sc.id, pos), nil
 }
 
+// next returns where the next block lies behind one that is damaged, sc.end if there is
+// none. Its checksum covers its place, so nothing else is taken for it.
+func (sc *scanner) next(pos int64) (int64, error) {
+	for pos++; pos+blockHeaderLen <= sc.end; pos++ {
+		h, err := sc.fill(pos, blockHeaderLen)
+		if err != nil {
+			return 0, err
+		}
+		if len(h) < blockHeaderLen {
+			break
+		}
+		if k := kindOf(h); k < kindEntries || k > kindMark || int64(blockLen(h)) > sc.end-pos {
+			continue
+		}
+		b, err := sc.at(pos)
+		if err != nil {
+			return 0, err
+		}
+		if b != nil {
+			return pos, nil
+		}
+	}
+	return sc.end, nil
+}
+
+// salvaged is what a scan found of a segment whose directory can't be read.
+type salvaged struct {
+	t     trailer
+	runs  []Run
+	infos []runInfo
+	holes [][2]int64 // from, to: where blocks are damaged
+}
+
 // salvage finds the runs of a segment without its directory, by walking the chain
-// of blocks up to the first that is damaged. Weights are those of inline entries:
-// good enough for a segment that is never compacted.
-func salvage(f vfs.File, m SegmentMeta) (t trailer, runs []Run, infos []runInfo, err error) {
+// of blocks. Behind a damaged block it goes on with the next one.
+func salvage(f vfs.File, m SegmentMeta) (x salvaged, err error) {
 	size, err := f.Size()
 	if err != nil {
-		return t, nil, nil, err
+		return x, err
 	}
 	sc := newScanner(f, m.seal(), size)
 	defer sc.close()
-	pos := int64(segmentHeaderLen)
-	for {
+	pos, fresh := int64(segmentHeaderLen), true
+	for pos < size {
 		b, err := sc.at(pos)
 		if err != nil {
-			return t, nil, nil, err
+			return x, err
 		}
-		if b == nil || kindOf(b) > kindIndex {
-			break
-		}
-		if h, ok := parseEntriesHeader(b); ok {
-			part, info, ok := salvageBlock(b, h, Run{Seg: m.ID, Dir: uint32(len(runs)), Pos: uint32(pos)})
-			if !ok {
+		if b == nil {
+			next, err := sc.next(pos)
+			if err != nil {
+				return x, err
+			}
+			if next == size { // trailer, and perhaps a directory
+				x.holes = append(x.holes, [2]int64{pos, next})
 				break
 			}
-			if n := len(runs); n > 0 && h.more {
-				r := &runs[n-1]
-				// If the run's index was not reached, readers rebuild it.
-				r.Flags |= part.Flags | RunIndexed
-				r.Last, r.Count, r.Size = part.Last, r.Count+part.Count, part.Pos+part.Size-r.Pos
-				infos[n-1].own += info.own
-				infos[n-1].stubs += info.stubs
-			} else {
-				runs, infos = append(runs, part), append(infos, info)
-			}
+			x.holes = append(x.holes, [2]int64{pos, next})
+			pos, fresh = next, true
+			continue
+		}
+		if kindOf(b) > kindIndex {
+			break
+		}
+		if h, ok := parseEntriesHeader(b); ok && x.add(b, h, pos, m.ID, fresh) {
+			fresh = false
 		}
 		pos += int64(len(b))
 	}
-	t.duePos, t.dirPos = uint32(pos), uint32(pos)
-	return t, runs, infos, nil
+	x.t.duePos, x.t.dirPos = uint32(pos), uint32(pos)
+	for _, info := range x.infos {
+		x.t.stubs += info.stubs
+	}
+	x.t.minWeight, x.t.maxWeight = 1, uint32(min(size, maxBlockLen))
+	return x, nil
+}
+
+// add takes in a block of entries. fresh: it can't belong to the run before it as one
+// piece.
+func (x *salvaged) add(b []byte, h entriesHeader, pos int64, id SegID, fresh bool) bool {
+	part, info, ok := salvageBlock(b, h, Run{Seg: id, Dir: uint32(len(x.runs)), Pos: uint32(pos)})
+	if !ok {
+		return false
+	}
+	n := len(x.runs)
+	if n == 0 || !h.more || fresh || x.runs[n-1].Log != h.log || x.runs[n-1].Lane != h.lane {
+		x.runs, x.infos = append(x.runs, part), append(x.infos, info)
+		return true
+	}
+	r := &x.runs[n-1]
+	// If the run's index is not there, readers rebuild it.
+	r.Flags |= part.Flags | RunIndexed
+	r.Last, r.Count, r.Size = part.Last, r.Count+part.Count, part.Pos+part.Size-r.Pos
+	x.infos[n-1].own += info.own
+	x.infos[n-1].stubs += info.stubs
+	return true
 }
 
 // salvageBlock describes a block of entries as a run of its own.

@@ -48,6 +48,9 @@ type segment struct {
 	// listed: the MANIFEST has it, which counts as one reference. Guarded by Store.mu.
 	listed bool
 
+	// salvaged is instead of the directory in the file, if that is damaged.
+	salvaged *salvaged
+
 	acct account
 }
 
@@ -86,6 +89,7 @@ type account struct {
 	deadAt   uint64
 	measured bool
 	damaged  bool
+	rebuild  bool // its directory is damaged
 }
 
 func (a *account) init(entries uint64, st *segmentStats) {

@@ -81,6 +81,8 @@ func (a *account) judge(total int64) (v verdict, est int64) {
 		return dead, 0
 	case a.damaged:
 		return keep, a.est
+	case a.rebuild:
+		return rewrite, a.est
 	case 2*a.hi < total:
 		return rewrite, a.est
 	case 2*a.lo >= total:

@@ -24,6 +24,7 @@ type Store struct {
 	// be read under it.
 	editMu sync.Mutex
 	man    *manifest
+	found  []*DamageError // in the MANIFEST when it was opened
 	closed bool
 
 	mu    sync.RWMutex // written only while editMu is held, except for segs' removals
@@ -254,6 +255,9 @@ func (s *Store) Runs(id SegID) ([]Run, error) {
 }
 
 func (s *Store) directory(g *segment) ([]Run, []runInfo, error) {
+	if g.salvaged != nil {
+		return slices.Clone(g.salvaged.runs), g.salvaged.infos, nil
+	}
 	h, err := s.files.acquire(g)
 	if err != nil {
 		return nil, nil, err

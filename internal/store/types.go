@@ -155,9 +155,10 @@ type Recovery struct {
 	Segments int
 	Bytes    int64 // of the segments
 	Orphans  int   // files removed because no MANIFEST lists them
-	// Damages are checkpoint files that are missing, and segments that are, or whose
-	// directory can't be read. The runs that a scan of their blocks found are in
-	// Shards; the caller must report the rest.
+	// Damages are edits of the MANIFEST that were read from their copies, checkpoint
+	// files that are missing, and segments that are, or whose directory can't be read.
+	// The runs that a scan of their blocks found are in Shards; the caller must report
+	// the rest, and call ReplaceManifest when the bytes have been put aside.
 	Damages []*DamageError
 }
 

@@ -11,7 +11,7 @@ import (
 )
 
 const (
-	formatVersion = 1
+	formatVersion = 2
 
 	blockSize  = 4096 // unit of the file header, and of file sizes
 	sectorSize = 512  // unit of groups
@@ -122,9 +122,6 @@ func parseHeaderLen(b []byte, fileSize int64) (int64, error) {
 	if len(b) < fileHeaderFixed || [8]byte(b[:8]) != fileMagic {
 		return 0, fmt.Errorf("%w: no magic", errHeader)
 	}
-	if v := le.Uint32(b[8:]); v != formatVersion {
-		return 0, fmt.Errorf("%w: version %d", errHeader, v)
-	}
 	n := int64(le.Uint32(b[12:]))
 	if n < blockSize || n%blockSize != 0 || n > fileSize {
 		return 0, fmt.Errorf("%w: length %d", errHeader, n)
@@ -141,6 +138,9 @@ func parseFileHeader(b []byte) (fileHeader, error) {
 	le.PutUint32(b[56:], crc)
 	if sum != crc {
 		return fileHeader{}, fmt.Errorf("%w: checksum", errHeader)
+	}
+	if v := le.Uint32(b[8:]); v != formatVersion { // whoever wrote it meant it
+		return fileHeader{}, fmt.Errorf("format version %d is not known, only %d", v, formatVersion)
 	}
 	h := fileHeader{
 		seq: le.Uint64(b[16:]), salt: le.Uint64(b[24:]), firstGroup: le.Uint64(b[32:]),
@@ -285,6 +285,9 @@ type defect struct {
 // defectPayload is the reason of a defect that concerns a known record.
 const defectPayload = "payload"
 
+// defectHeader is the reason of a defect where records were.
+const defectHeader = "record header"
+
 // groupParser finds records. verify decides about the payload of an entry.
 type groupParser struct {
 	verify  func(payload []byte, crc uint32) bool
@@ -315,14 +318,14 @@ func (p *groupParser) parse(b []byte, g groupHeader, salvage bool) {
 		if found < 0 {
 			break
 		}
-		p.defects = append(p.defects, defect{at, found - at, "record header"})
+		p.defects = append(p.defects, defect{at, found - at, defectHeader})
 		at, next = found, le.Uint32(b[found+40:])
 	}
 	if salvage {
 		return
 	}
 	if next < g.records {
-		p.defects = append(p.defects, defect{at, end - at, "record header"})
+		p.defects = append(p.defects, defect{at, end - at, defectHeader})
 		return
 	}
 	if at != end || !isZero(b[end:]) {

@@ -60,7 +60,9 @@ type Damage struct {
 	First, Last uint64
 	Seq         uint64 // file, 0 if it is about the log as a whole
 	Off, Len    int64  // bytes in the file
-	Reason      string
+	// Records: records of any shard may have been here that nothing else tells of.
+	Records bool
+	Reason  string
 }
 
 // String describes the damage in one line for an operator.

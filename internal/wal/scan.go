@@ -77,7 +77,7 @@ func scanDir(fsys vfs.FS, dir string, seqs []uint64, verify func([]byte, uint32)
 	for i, seq := range seqs {
 		if i > 0 && seq != seqs[i-1]+1 {
 			s.damages = append(s.damages, Damage{
-				Seq: seqs[i-1] + 1, Reason: fmt.Sprintf("files missing before %s", fileName(seq)),
+				Seq: seqs[i-1] + 1, Records: true, Reason: fmt.Sprintf("files missing before %s", fileName(seq)),
 			})
 			s.nextGroup = 0
 		}
@@ -170,6 +170,12 @@ func (s *fileScan) readBlocks(off int64) {
 	}
 }
 
+// lost is damage where records may have been.
+func (s *fileScan) lost(off, length int64, format string, args ...any) {
+	s.damage(off, length, format, args...)
+	s.damages[len(s.damages)-1].Records = true
+}
+
 func (s *fileScan) damage(off, length int64, format string, args ...any) {
 	s.file.damaged = true
 	s.damages = append(s.damages, Damage{
@@ -229,7 +235,7 @@ func (s *fileScan) parseHeader() (fileHeader, error) {
 	case s.salt != 0 && h.salt != s.salt:
 		return fileHeader{}, fmt.Errorf("%w: it belongs to another log", errHeader)
 	case s.nextGroup != 0 && h.firstGroup != s.nextGroup:
-		s.damage(0, h.length, "groups %d to %d are missing before this file", s.nextGroup, h.firstGroup-1)
+		s.lost(0, h.length, "groups %d to %d are missing before this file", s.nextGroup, h.firstGroup-1)
 	}
 	return h, nil
 }
@@ -292,7 +298,7 @@ func (s *fileScan) groups(at int64) error {
 		at += g.size()
 	}
 	if !s.file.final && !s.last && !s.file.damaged {
-		s.damage(at, s.file.size-at, "the file ends without a final group")
+		s.lost(at, s.file.size-at, "the file ends without a final group")
 	}
 	return nil
 }
@@ -336,7 +342,11 @@ func (s *fileScan) group(at int64, g groupHeader) (bool, error) {
 // Payloads are reported by accept, with what they belong to.
 func (s *fileScan) defects(at int64) {
 	for _, d := range s.parser.defects {
-		if d.reason != defectPayload {
+		switch d.reason {
+		case defectPayload:
+		case defectHeader:
+			s.lost(at+d.at, d.length, "%s", d.reason)
+		default:
 			s.damage(at+d.at, d.length, "%s", d.reason)
 		}
 	}
@@ -380,7 +390,7 @@ func (s *fileScan) invalidGroup(at int64) (int64, error) {
 			break
 		}
 	}
-	s.damage(at, next-at, "group header; expected group %d, the next valid one is %d", s.nextGroup, nextGroup)
+	s.lost(at, next-at, "group header; expected group %d, the next valid one is %d", s.nextGroup, nextGroup)
 	if next > at && s.nextGroup != 0 {
 		// The records have checksums of their own, so they need not be lost.
 		b, err := s.read(at, min(next-at, maxFileSize))
