@@ -42,11 +42,18 @@ type Config struct {
 	// less. Defaults 1 MiB and msg.PartBytesMax, or a quarter of a WAL file if that is
 	// less.
 	LargeBytes, PartBytes int
+	// MemoryLimit is how many bytes the process may use, 0 for any number; see
+	// watchMemory. MemoryUsed tells how many it does, by default the runtime's word.
+	MemoryLimit int64
+	MemoryUsed  func() int64
 	// Node sizes storage; its Dir, FS, Shards, Meta and Blocked are set from here.
 	Node engine.NodeConfig
 }
 
 func (c *Config) setDefaults() {
+	if c.MemoryUsed == nil {
+		c.MemoryUsed = memoryUsed()
+	}
 	quarter := c.Node.WALFileBytes / 4
 	if quarter == 0 {
 		quarter = math.MaxInt64
@@ -109,6 +116,9 @@ func Open(cfg Config) (*Broker, error) {
 		return nil, err
 	}
 	b.wg.Go(b.watchDisk)
+	if cfg.MemoryLimit > 0 {
+		b.wg.Go(func() { b.watchMemory(cfg.MemoryLimit, b.cfg.MemoryUsed) })
+	}
 	b.wg.Go(b.announce)
 	return b, nil
 }
@@ -406,7 +416,10 @@ func (b *Broker) announce() {
 		}
 		var list []*Session
 		b.mu.Lock()
-		blocked := len(b.blocked) > 0
+		blocked, why := len(b.blocked) > 0, reasonDisk
+		if b.blocked[reasonMemory] {
+			why = reasonMemory
+		}
 		for s := range b.sessions {
 			if s.blocked != blocked {
 				s.blocked = blocked
@@ -416,7 +429,7 @@ func (b *Broker) announce() {
 		b.mu.Unlock()
 		for _, s := range list {
 			if blocked {
-				s.sink.Blocked(reasonDisk)
+				s.sink.Blocked(why)
 			} else {
 				s.sink.Unblocked()
 			}

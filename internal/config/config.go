@@ -30,6 +30,7 @@ type Config struct {
 	DefaultPassword string  `yaml:"default_password"`
 	AMQP            AMQP    `yaml:"amqp"`
 	Storage         Storage `yaml:"storage"`
+	Memory          Memory  `yaml:"memory"`
 	// DrainTimeout is how long a stop waits for connections to close; default 10 s.
 	DrainTimeout time.Duration `yaml:"drain_timeout"`
 }
@@ -48,7 +49,10 @@ type AMQP struct {
 	ChannelMax      uint16        `yaml:"channel_max"`
 	Heartbeat       time.Duration `yaml:"heartbeat"`
 	MaxMessageBytes uint64        `yaml:"max_message_bytes"`
-	MaxConnections  int           `yaml:"max_connections"`
+	// MaxConnections, by default and at most what there are file descriptors for, and
+	// MaxHandshakes of them without a login, default 1,024.
+	MaxConnections int `yaml:"max_connections"`
+	MaxHandshakes  int `yaml:"max_handshakes"`
 	// TLS is a second listener.
 	TLS TLS `yaml:"tls"`
 }
@@ -108,6 +112,14 @@ func (t *TLS) validate() error {
 		return fmt.Errorf("amqp tls login_from %q: want common_name or distinguished_name", t.LoginFrom)
 	}
 	return nil
+}
+
+// Memory limits what the process uses, beyond which publishers are stopped.
+type Memory struct {
+	// Share of the control group's memory, or the machine's; default 0.6.
+	Share float64 `yaml:"share"`
+	// LimitBytes, if set, counts instead.
+	LimitBytes int64 `yaml:"limit_bytes"`
 }
 
 // Storage sizes what is kept on disk and in memory.
@@ -184,6 +196,9 @@ func (c *Config) EnsureDefaults() {
 	if c.AMQP.MaxMessageBytes == 0 {
 		c.AMQP.MaxMessageBytes = 128 << 20
 	}
+	if c.Memory.Share == 0 {
+		c.Memory.Share = 0.6
+	}
 	if c.DrainTimeout == 0 {
 		c.DrainTimeout = 10 * time.Second
 	}
@@ -214,6 +229,12 @@ func (c *Config) Validate() error {
 	}
 	if m := c.AMQP.MaxMessageBytes; m > messageBytesMax {
 		return fmt.Errorf("amqp max_message_bytes %d: at most %d", m, messageBytesMax)
+	}
+	if m := c.Memory; m.Share <= 0 || m.Share > 1 || m.LimitBytes < 0 {
+		return fmt.Errorf("memory share %v, limit_bytes %d: must be over 0 to 1, and not negative", m.Share, m.LimitBytes)
+	}
+	if a := c.AMQP; a.MaxConnections < 0 || a.MaxHandshakes < 0 {
+		return fmt.Errorf("amqp max_connections %d, max_handshakes %d: must not be negative", a.MaxConnections, a.MaxHandshakes)
 	}
 	if f := c.AMQP.FrameMax; f != 0 && f < 4096 {
 		return fmt.Errorf("amqp frame_max %d: must be at least 4096", f)

@@ -445,9 +445,18 @@ func (m *Machine) Drive(b *msg.Builder) bool {
 	more := m.dispatch.Run(deliveriesPerTurn, m.give)
 	more = m.trimLater() || more
 	m.tryGets()
-	m.dispatch.WantReserve(func(log msg.LogID, n uint8, upto msg.Offset) { b.Reserve(log, n, upto) })
+	if b.Len() < reserveBytes { // else what is there is proposed first
+		more = m.dispatch.WantReserveSome(reserveLanes, func(log msg.LogID, n uint8, upto msg.Offset) { b.Reserve(log, n, upto) }) || more
+	}
 	return more
 }
+
+// What the machine's own operations may take while none can be proposed: lanes that ask
+// for a reservation at once, and bytes beyond which they wait.
+const (
+	reserveLanes = 1024
+	reserveBytes = 16 << 10
+)
 
 func (m *Machine) deliver(d *queue.Delivery) {
 	c := d.Consumer.User.(Based).Base()

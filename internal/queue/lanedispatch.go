@@ -219,7 +219,13 @@ func (d *Dispatch) checkReserve(ln *laneDispatch, dry bool) {
 // proposes it and calls Reserved when that is over; until then the lane isn't reported
 // again. Call it when a batch is formed, and after Run. fn must not call the Dispatch.
 func (d *Dispatch) WantReserve(fn func(log msg.LogID, lane uint8, upto msg.Offset)) {
-	for _, ln := range d.wants {
+	d.WantReserveSome(len(d.wants), fn)
+}
+
+// WantReserveSome is WantReserve for the first so many lanes; true if there are more.
+func (d *Dispatch) WantReserveSome(most int, fn func(log msg.LogID, lane uint8, upto msg.Offset)) (more bool) {
+	most = min(most, len(d.wants))
+	for _, ln := range d.wants[:most] {
 		ln.wanted = false
 		f := ln.floor()
 		upto := f + uint64(ln.window)
@@ -229,7 +235,10 @@ func (d *Dispatch) WantReserve(fn func(log msg.LogID, lane uint8, upto msg.Offse
 		ln.asked, ln.askedFrom, ln.askedAt = upto, ln.ledger.reserved, f
 		fn(ln.log.id, ln.number, upto)
 	}
-	d.wants = d.wants[:0]
+	n := copy(d.wants, d.wants[most:])
+	clear(d.wants[n:])
+	d.wants = d.wants[:n]
+	return n > 0
 }
 
 // Reserved tells that a lane's request of WantReserve is over: applied, or lost.

@@ -31,7 +31,7 @@ type Server struct {
 func Start(cfg config.Config, log *slog.Logger) (*Server, error) {
 	failed := make(chan error, 2)
 	b, err := broker.Open(broker.Config{
-		Dir: cfg.Data, Shards: cfg.Storage.Shards, Log: log,
+		Dir: cfg.Data, Shards: cfg.Storage.Shards, Log: log, MemoryLimit: limitMemory(cfg.Memory, log),
 		DefaultUser: cfg.DefaultUser, DefaultPassword: cfg.DefaultPassword,
 		Node: engine.NodeConfig{
 			Failed: func(err error) {
@@ -57,8 +57,9 @@ func Start(cfg config.Config, log *slog.Logger) (*Server, error) {
 	}
 	s.amqp = amqp.NewServer(amqp.FromBroker(b), amqp.Config{
 		FrameMax: cfg.AMQP.FrameMax, ChannelMax: cfg.AMQP.ChannelMax, Heartbeat: cfg.AMQP.Heartbeat,
-		MaxMessageBytes: cfg.AMQP.MaxMessageBytes, MaxConnections: cfg.AMQP.MaxConnections,
-		Product: cfg.AMQP.Product, Version: cfg.AMQP.Version, Log: log,
+		MaxMessageBytes: cfg.AMQP.MaxMessageBytes, MaxConnections: maxConnections(cfg.AMQP.MaxConnections),
+		MaxHandshakes: cfg.AMQP.MaxHandshakes,
+		Product:       cfg.AMQP.Product, Version: cfg.AMQP.Version, Log: log,
 		CertificateUser: certificateUser(cfg.AMQP.TLS),
 	})
 	for _, ln := range s.listeners() {

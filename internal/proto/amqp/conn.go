@@ -1,6 +1,7 @@
 package amqp
 
 import (
+	"container/list"
 	"errors"
 	"log/slog"
 	"net"
@@ -41,6 +42,9 @@ type conn struct {
 	heartbeat         time.Duration // 0 is none
 	sess              Session
 	pub               Publisher
+
+	greeting *list.Element // in Server.greeting, guarded by Server.mu; nil once logged in
+	cut      atomic.Bool   // cut off for others
 
 	out   outbox
 	bytes *broker.Pool
@@ -137,6 +141,9 @@ func (c *conn) serve() {
 	case opened:
 		c.srv.counters.Closed.Add(1)
 		c.log.Info("connection closed", "reason", err)
+	case c.cut.Load():
+		c.srv.counters.Refused.Add(1)
+		c.log.Debug("connection cut off before its login")
 	case silent:
 		c.log.Debug("connection closed without a word")
 	default:

@@ -54,6 +54,7 @@ func (c *conn) handshake() error {
 	if err := c.authenticate(); err != nil {
 		return err
 	}
+	c.srv.greeted(c)
 	if err := c.tune(); err != nil {
 		return err
 	}

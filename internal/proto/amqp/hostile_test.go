@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"runtime"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -427,5 +429,63 @@ func TestShutdownWithDeafClients(t *testing.T) {
 	}
 	if n := r.srv.Connections(); n != 0 {
 		t.Fatalf("%d connections left", n)
+	}
+}
+
+// TestHalfOpenConnectionsKeepNobodyOut: many connections that never log in, more than
+// there may be in all; whoever logs in is served, and who is logged in stays.
+func TestHalfOpenConnectionsKeepNobodyOut(t *testing.T) {
+	r := newRig(t, Config{MaxConnections: 8, MaxHandshakes: 4})
+	first := r.raw().open()
+	var idle []net.Conn
+	for range 40 {
+		nc, err := net.Dial("tcp", r.addr)
+		ok(t, err)
+		t.Cleanup(func() { _ = nc.Close() })
+		_, _ = nc.Write([]byte("AMQP")) // it may be cut off already
+		idle = append(idle, nc)
+	}
+	for range 5 { // 6 that are logged in leave room for 2 that aren't
+		r.raw().open()
+	}
+	_, err := idle[0].Read(make([]byte, 1)) // the oldest was cut off
+	for err == nil {
+		_, err = idle[0].Read(make([]byte, 1))
+	}
+	first.send(amqpwire.AppendHeartbeat(nil))
+	eventually(t, "the half-open ones to be cut off", func() bool { return r.srv.Connections() <= 8 })
+}
+
+// flakyListener fails a few times for want of file descriptors.
+type flakyListener struct {
+	net.Listener
+	left int
+}
+
+func (l *flakyListener) Accept() (net.Conn, error) {
+	if l.left > 0 {
+		l.left--
+		return nil, &net.OpError{Op: "accept", Net: "tcp", Err: os.NewSyscallError("accept4", syscall.EMFILE)}
+	}
+	return l.Listener.Accept()
+}
+
+// TestAcceptWithoutDescriptors: errors of accept end the waiting, not the server.
+func TestAcceptWithoutDescriptors(t *testing.T) {
+	srv := NewServer(newFakeBroker(), Config{})
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	ok(t, err)
+	served := make(chan error, 1)
+	go func() { served <- srv.Serve(&flakyListener{l, 5}) }()
+	nc, err := net.Dial("tcp", l.Addr().String())
+	ok(t, err)
+	defer nc.Close()
+	_, err = nc.Write([]byte("AMQP\x00\x00\x09\x01"))
+	ok(t, err)
+	_, err = nc.Read(make([]byte, 8)) // connection.start
+	ok(t, err)
+	ok(t, srv.Shutdown(t.Context()))
+	if err := <-served; !errors.Is(err, ErrServerClosed) {
+		t.Fatal(err)
 	}
 }

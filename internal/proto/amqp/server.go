@@ -1,6 +1,7 @@
 package amqp
 
 import (
+	"container/list"
 	"context"
 	"crypto/x509"
 	"errors"
@@ -37,6 +38,10 @@ type Config struct {
 	MaxMessageBytes uint64
 	// MaxConnections refuses connections beyond; 0 is no limit.
 	MaxConnections int
+	// MaxHandshakes is how many connections may be without a login at a time; the oldest
+	// of them is cut off for one more, and for one that would be too many altogether.
+	// 1,024 by default.
+	MaxHandshakes int
 
 	// CertificateUser says who a client's verified certificate stands for, empty for
 	// nobody; nil: mechanism EXTERNAL isn't offered.
@@ -60,6 +65,7 @@ func (c *Config) ensureDefaults() {
 	setDefault(&c.HandshakeTimeout, 10*time.Second)
 	setDefault(&c.WriteTimeout, 5*time.Minute)
 	setDefault(&c.CloseTimeout, 5*time.Second)
+	setDefault(&c.MaxHandshakes, 1024)
 	setDefault(&c.MaxMessageBytes, 128<<20)
 	c.MaxMessageBytes = min(c.MaxMessageBytes, MaxMessageBytesMax)
 	setDefault(&c.Product, "RabbitMQ")
@@ -101,6 +107,10 @@ type Server struct {
 	stopping  bool
 	listeners map[net.Listener]struct{}
 	conns     map[*conn]struct{}
+	greeting  list.List // of those, the ones without a login, oldest first
+	cuts      int       // how many in conns are cut off and about to go
+	cutOff    int       // since the log told of it last
+	toldCut   time.Time // when that was
 	running   sync.WaitGroup
 }
 
@@ -163,7 +173,7 @@ func isTemporary(err error) bool {
 func (s *Server) ServeConn(nc net.Conn) {
 	c := newConn(s, nc)
 	s.mu.Lock()
-	if s.stopping || s.cfg.MaxConnections > 0 && len(s.conns) >= s.cfg.MaxConnections {
+	if !s.admitLocked() {
 		s.mu.Unlock()
 		s.counters.Refused.Add(1)
 		s.cfg.Log.Warn("connection refused", "connection", c.id, "reason", "too many connections, or stopping")
@@ -171,6 +181,7 @@ func (s *Server) ServeConn(nc net.Conn) {
 		return
 	}
 	s.conns[c] = struct{}{}
+	c.greeting = s.greeting.PushBack(c)
 	s.running.Add(1)
 	s.mu.Unlock()
 	go func() {
@@ -178,8 +189,52 @@ func (s *Server) ServeConn(nc net.Conn) {
 		c.serve()
 		s.mu.Lock()
 		delete(s.conns, c)
+		s.greetedLocked(c)
+		if c.cut.Load() {
+			s.cuts--
+		}
 		s.mu.Unlock()
 	}()
+}
+
+// admitLocked says whether there is room for one more connection, and makes it by cutting
+// off the one that has been without a login for longest: so half-open connections, as
+// many as they may be, keep nobody out who logs in.
+func (s *Server) admitLocked() bool {
+	full := s.cfg.MaxConnections > 0 && len(s.conns)-s.cuts >= s.cfg.MaxConnections
+	if s.stopping || full && s.greeting.Len() == 0 {
+		return false
+	}
+	if full || s.greeting.Len() >= s.cfg.MaxHandshakes {
+		c := s.greeting.Front().Value.(*conn)
+		s.greetedLocked(c)
+		c.cut.Store(true)
+		s.cuts++
+		_ = c.nc.Close()
+		s.cutOff++
+	}
+	if now := time.Now(); s.cutOff > 0 && now.Sub(s.toldCut) > cutLogEvery {
+		s.cfg.Log.Warn("connections without a login cut off", "count", s.cutOff)
+		s.cutOff, s.toldCut = 0, now
+	}
+	return true
+}
+
+// cutLogEvery is how often the log tells of connections that were cut off.
+const cutLogEvery = 10 * time.Second
+
+// greeted takes c off the list of those without a login.
+func (s *Server) greeted(c *conn) {
+	s.mu.Lock()
+	s.greetedLocked(c)
+	s.mu.Unlock()
+}
+
+func (s *Server) greetedLocked(c *conn) {
+	if c.greeting != nil {
+		s.greeting.Remove(c.greeting)
+		c.greeting = nil
+	}
 }
 
 // Counters returns the server's counters, to be read at any time.
