@@ -20,8 +20,9 @@ const (
 
 	// MinSizeBytes is the size of the stamp that every body begins with.
 	MinSizeBytes = stampSize
-	// MaxSizeBytes keeps a message's frames in one write buffer.
-	MaxSizeBytes = 64 << 20
+	// MaxSizeBytes is the largest message that a broker takes; its frames are in one write
+	// buffer of the generator.
+	MaxSizeBytes = 512 << 20
 
 	maxClients = 4096 // of each kind: every one is a thread and a connection
 	maxQueues  = 1 << 16
