@@ -95,11 +95,7 @@ func makeFlipWorld(t *testing.T) *flipWorld {
 			}
 			w.all[n] = flipBody(n, size)
 			e := msg.Envelope{Format: msg.FormatAMQP091, Exchange: []byte(ex), Key: []byte(key)}
-			if size >= 2000 {
-				c.begin(t, ex, key, w.all[n], len(w.all[n]), false).Publish(&e)
-			} else if _, err := c.pub.Publish([]byte(ex), []byte(key), nil, &e, w.all[n]); err != nil {
-				t.Fatal(err)
-			}
+			c.publishAny(t, ex, key, &e, w.all[n])
 			for _, q := range qs {
 				w.want[q] = append(w.want[q], n)
 			}
@@ -139,6 +135,16 @@ func (c *client) await(token uint64, slots uint32) {
 			return
 		}
 		<-c.wake
+	}
+}
+
+// publishAny publishes a body as large as it is.
+func (c *client) publishAny(t *testing.T, ex, key string, e *msg.Envelope, body []byte) {
+	t.Helper()
+	if c.pub.IsLarge(uint64(len(body))) {
+		c.begin(t, ex, key, body, len(body), false).Publish(e)
+	} else if _, err := c.pub.Publish([]byte(ex), []byte(key), nil, e, body); err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -193,7 +199,7 @@ func (w *flipWorld) open(t *testing.T, disk *vfs.Mem) (res flipResult) {
 	if err := b.Close(); err != nil {
 		t.Fatalf("closing: %v", err)
 	}
-	r, err := engine.Check(disk, "data")
+	r, err := Check(disk, "data")
 	if err != nil {
 		t.Fatalf("check: %v", err)
 	}

@@ -99,7 +99,7 @@ func Open(cfg Config) (*Broker, error) {
 	nc.Dir, nc.FS, nc.Shards, nc.Meta = cfg.Dir, cfg.FS, cfg.Shards, b.meta
 	nc.MetaLoaded, nc.Log = b.meta.restored, cfg.Log
 	nc.Blocked = b.diskRefuses
-	nc.QueueOf, nc.MetaLost = b.queueOf, b.meta.lose
+	nc.QueueOf, nc.MetaLost = b.meta.queueOf, b.meta.lose
 	nc.Refuses = func(yes bool) { b.setBlocked(reasonDisk+": messages refused", yes) }
 	nc.Grown = func() { poke(b.grown) }
 	if nc.FS == nil {
@@ -158,18 +158,6 @@ func (b *Broker) table() *route.Table { return b.meta.table.Load() }
 
 // Table returns the current routing table.
 func (b *Broker) Table() *route.Table { return b.table() }
-
-// queueOf names the queue of a log, empty if there is none.
-func (b *Broker) queueOf(shard uint32, log msg.LogID) (vhost, name string) {
-	for vh := range b.table().VHosts() {
-		for q := range vh.Queues() {
-			if q.ID == log && uint32(q.Shard) == shard {
-				return q.VHost, q.Name
-			}
-		}
-	}
-	return "", ""
-}
 
 // define carries out a definition: on this node's own objects at once, else through
 // shard 0, until it is committed and visible here.

@@ -48,6 +48,18 @@ func (m *metaMachine) Apply(c *shard.Command) (res shard.Result) {
 	return res
 }
 
+// queueOf names the queue of a log, empty if there is none.
+func (m *metaMachine) queueOf(shard uint32, log msg.LogID) (vhost, name string) {
+	for vh := range m.table.Load().VHosts() {
+		for q := range vh.Queues() {
+			if q.ID == log && uint32(q.Shard) == shard {
+				return q.VHost, q.Name
+			}
+		}
+	}
+	return "", ""
+}
+
 // local applies an operation on this node's own objects.
 func (m *metaMachine) local(op meta.Op) meta.Result {
 	r, changes := m.catalog.ApplyLocal(op)

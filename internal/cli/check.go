@@ -7,7 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/sluicemq/sluice/internal/engine"
+	"github.com/sluicemq/sluice/internal/broker"
 	"github.com/sluicemq/sluice/internal/vfs"
 )
 
@@ -20,7 +20,7 @@ checksums, and say what is there. Nothing is changed. Exit code 1: something is
 damaged.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			r, err := engine.Check(vfs.OS(), filepath.Clean(data))
+			r, err := broker.Check(vfs.OS(), filepath.Clean(data))
 			if err != nil {
 				return err
 			}

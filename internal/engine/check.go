@@ -18,10 +18,13 @@ type CheckReport struct {
 	WAL   wal.Report
 	// Quarantine lists what was damaged and put aside before.
 	Quarantine []Incident
+	// Bodies are the messages whose large bodies are not all there.
+	Bodies []LostBody
 }
 
-// Check reads a data directory that no broker has open and changes nothing.
-func Check(fsys vfs.FS, dir string) (*CheckReport, error) {
+// Check reads a data directory that no broker has open and changes nothing. names may be
+// nil: then queues are not named.
+func Check(fsys vfs.FS, dir string, names *Names) (*CheckReport, error) {
 	if _, err := fsys.Stat(filepath.Join(dir, "MANIFEST")); err != nil {
 		return nil, fmt.Errorf("%s is no data directory: %w", dir, err)
 	}
@@ -42,12 +45,17 @@ func Check(fsys vfs.FS, dir string) (*CheckReport, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &CheckReport{Store: st, WAL: w, Quarantine: aside}, nil
+	o := offline{fs: fsys, dir: dir, store: st, wal: w.Entries}
+	bodies, err := o.bodies(names)
+	if err != nil {
+		return nil, err
+	}
+	return &CheckReport{Store: st, WAL: w, Quarantine: aside, Bodies: bodies}, nil
 }
 
 // Sound says whether everything could be read, now and before.
 func (r *CheckReport) Sound() bool {
-	return r.Store.Sound() && len(r.WAL.Damages) == 0 && len(r.Quarantine) == 0
+	return r.Store.Sound() && len(r.WAL.Damages) == 0 && len(r.Quarantine) == 0 && len(r.Bodies) == 0
 }
 
 // Text describes the report for people.
@@ -79,6 +87,9 @@ func (r *CheckReport) Text() string {
 	}
 	for _, d := range r.Store.Damages {
 		fmt.Fprintf(&b, "DAMAGE: %v\n", d)
+	}
+	for _, x := range r.Bodies {
+		fmt.Fprintf(&b, "DAMAGE: message without its body: %s: part %d: %s\n", x.text(), x.Part, x.Reason)
 	}
 	for i := range r.Quarantine {
 		in := &r.Quarantine[i]

@@ -158,16 +158,21 @@ func (in *Incident) lossText() string {
 			fmt.Fprintf(&b, "and %d more", len(in.Lost)-i)
 			break
 		}
-		name := fmt.Sprintf("log %d", l.Log)
-		if l.Queue != "" {
-			name = fmt.Sprintf("queue %q of %q (log %d)", l.Queue, l.VHost, l.Log)
-		}
-		fmt.Fprintf(&b, "%s offsets %d to %d", name, l.First, l.Last)
-		if l.Lane != 0 {
-			fmt.Fprintf(&b, " of lane %d", l.Lane)
-		}
+		b.WriteString(l.text())
 	}
 	return b.String()
+}
+
+func (l *Loss) text() string {
+	name := fmt.Sprintf("log %d", l.Log)
+	if l.Queue != "" {
+		name = fmt.Sprintf("queue %q of %q (log %d)", l.Queue, l.VHost, l.Log)
+	}
+	name = fmt.Sprintf("%s offsets %d to %d", name, l.First, l.Last)
+	if l.Lane != 0 {
+		name = fmt.Sprintf("%s of lane %d", name, l.Lane)
+	}
+	return name
 }
 
 // mergeLosses joins two lists and says whether b has anything that a has not.

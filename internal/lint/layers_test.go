@@ -49,8 +49,7 @@ var layers = []layer{
 	{path: "internal/server", sees: []string{"internal/broker", "internal/config", "internal/engine", "internal/proto/amqp"}},
 	{path: "internal/bench"},
 	{path: "internal/cli", sees: []string{
-		"internal/bench", "internal/broker", "internal/config", "internal/engine", "internal/server",
-		"internal/vfs",
+		"internal/bench", "internal/broker", "internal/config", "internal/server", "internal/vfs",
 	}},
 	{path: "cmd/sluice", sees: []string{"internal/cli"}},
 	{path: "internal/torture"},

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -8,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 
+	"github.com/sluicemq/sluice/internal/msg"
 	"github.com/sluicemq/sluice/internal/vfs"
 )
 
@@ -27,6 +29,9 @@ type ShardReport struct {
 	HasCheckpoint bool
 	Checkpoint    CheckpointInfo
 	Keys          int // live keys of the checkpoint
+	// Internal are the runs of logs that belong to no queue, by log, lane and first
+	// offset.
+	Internal []Run
 }
 
 // SegmentReport is what a segment holds.
@@ -76,13 +81,21 @@ func Check(fsys vfs.FS, dir string) (*CheckReport, error) {
 		shard(id)
 	}
 	for _, id := range slices.Sorted(maps.Keys(st.segs)) {
-		report, damages := checkSegment(fsys, dir, st.segs[id])
+		report, runs, damages := checkSegment(fsys, dir, st.segs[id])
 		sh := shard(st.segs[id].Shard)
+		for _, x := range runs {
+			if msg.IsInternal(x.Log) {
+				sh.Internal = append(sh.Internal, x)
+			}
+		}
 		sh.Segments = append(sh.Segments, report)
 		r.Damages = append(r.Damages, damages...)
 	}
 	for _, id := range slices.Sorted(maps.Keys(shards)) {
 		sh := shards[id]
+		slices.SortFunc(sh.Internal, func(a, b Run) int {
+			return cmp.Or(cmp.Compare(a.Log, b.Log), cmp.Compare(a.Lane, b.Lane), cmp.Compare(a.First, b.First))
+		})
 		if sh.HasCheckpoint {
 			var damage *DamageError
 			if sh.Keys, damage = checkCheckpoint(fsys, dir, id, sh.Checkpoint); damage != nil {
@@ -119,7 +132,7 @@ func checkCheckpoint(fsys vfs.FS, dir string, shard uint32, info CheckpointInfo)
 }
 
 // checkSegment reads a whole segment file.
-func checkSegment(fsys vfs.FS, dir string, m SegmentMeta) (SegmentReport, []*DamageError) {
+func checkSegment(fsys vfs.FS, dir string, m SegmentMeta) (SegmentReport, []Run, []*DamageError) {
 	c := &segmentCheck{m: m, report: SegmentReport{ID: m.ID, Bytes: m.Bytes, Own: m.Own}}
 	f, err := fsys.Open(filepath.Join(dir, segmentPath(m.Shard, m.ID)))
 	switch {
@@ -134,5 +147,18 @@ func checkSegment(fsys vfs.FS, dir string, m SegmentMeta) (SegmentReport, []*Dam
 		}
 	}
 	c.report.Damaged = len(c.damages) > 0
-	return c.report, c.damages
+	return c.report, c.runs, c.damages
+}
+
+// EachPair calls fn with each key of a shard's checkpoint in the directory of a store that
+// is not open; slices are valid during the call.
+func (s *ShardReport) EachPair(fsys vfs.FS, dir string, fn func(key, value []byte) error) error {
+	if !s.HasCheckpoint {
+		return nil
+	}
+	f, err := fsys.Open(filepath.Join(dir, checkpointPath(s.Shard, s.Checkpoint.File)))
+	if err != nil {
+		return err
+	}
+	return errors.Join(livePairs(f, s.Shard, s.Checkpoint, keysAtOnce, fn), f.Close())
 }

@@ -35,10 +35,7 @@ func Open(opts Options) (*Log, *Recovery, error) {
 	rec := &Recovery{
 		Shards: s.index.recovered(s.damages), Files: len(s.files), Bytes: s.bytes,
 		Torn: s.torn, Damages: s.damages, Duration: time.Since(start),
-		log: l, index: s.index,
-	}
-	for _, f := range s.files {
-		rec.seqs = append(rec.seqs, f.seq)
+		read: l.ReadAt, index: s.index, seqs: s.seqs(),
 	}
 	if opts.Stepped {
 		return l, rec, nil

@@ -21,7 +21,7 @@ type Recovery struct {
 	// Damages are never empty if something that was confirmed may be missing.
 	Damages []Damage
 
-	log   *Log
+	read  func(pos Position, off int, buf []byte) error
 	index *index
 	seqs  []uint64 // by ordinal in the index
 }
@@ -116,7 +116,7 @@ func (r *Recovery) Replay(shard uint32, from uint64, fn func(Entry) error) error
 			}
 			if e.Index >= from && !e.Damaged {
 				buf = slices.Grow(buf[:0], int(l.length))[:l.length]
-				if err := r.log.ReadAt(e.Pos, 0, buf); err != nil {
+				if err := r.read(e.Pos, 0, buf); err != nil {
 					return fmt.Errorf("shard %d entry %d: %w", shard, e.Index, err)
 				}
 				e.Payload = buf

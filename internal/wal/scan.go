@@ -56,6 +56,14 @@ type scan struct {
 	buf []byte // window of the file being read, see fileScan.read
 }
 
+// seqs returns the sequences of the files, by their ordinal in the index.
+func (s *scan) seqs() (seqs []uint64) {
+	for _, f := range s.files {
+		seqs = append(seqs, f.seq)
+	}
+	return seqs
+}
+
 // scannedFile is what the scan leaves of a file.
 type scannedFile struct {
 	seq             uint64

@@ -1,6 +1,11 @@
 package wal
 
-import "github.com/sluicemq/sluice/internal/vfs"
+import (
+	"errors"
+	"path/filepath"
+
+	"github.com/sluicemq/sluice/internal/vfs"
+)
 
 // Report is what Verify found.
 type Report struct {
@@ -10,6 +15,8 @@ type Report struct {
 	Torn   *TornTail // what Open would cut
 	// Damages as in Recovery.
 	Damages []Damage
+	// Entries replays what was found, from the files as they are.
+	Entries *Recovery
 }
 
 // FileReport describes one file.
@@ -37,6 +44,10 @@ func Verify(fsys vfs.FS, dir string, payload func(b []byte, crc uint32) bool) (R
 		Spares: len(list.spares), Shards: s.index.recovered(s.damages),
 		Torn: s.torn, Damages: s.damages,
 	}
+	r.Entries = &Recovery{
+		Shards: r.Shards, Files: len(s.files), Bytes: s.bytes, Torn: s.torn, Damages: s.damages,
+		read: fileReader(fsys, dir), index: s.index, seqs: s.seqs(),
+	}
 	ranges := s.index.ranges(len(s.files))
 	for i, f := range s.files {
 		r.Files = append(r.Files, FileReport{
@@ -45,4 +56,15 @@ func Verify(fsys vfs.FS, dir string, payload func(b []byte, crc uint32) bool) (R
 		})
 	}
 	return r, nil
+}
+
+// fileReader reads payloads of a log that is not open.
+func fileReader(fsys vfs.FS, dir string) func(pos Position, off int, buf []byte) error {
+	return func(pos Position, off int, buf []byte) error {
+		f, err := fsys.Open(filepath.Join(dir, fileName(pos.Seq)))
+		if err != nil {
+			return err
+		}
+		return errors.Join((&file{f: f}).readAt(pos, off, buf), f.Close())
+	}
 }
