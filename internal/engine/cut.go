@@ -129,9 +129,11 @@ func NodeKey(key []byte) bool { return len(key) == 9 && key[0] == subKey }
 func (m *Machine) Reset() {
 	*m.ledger = *queue.NewLedger()
 	m.ledger.OnFreeing(m.freeParts)
-	m.tail.popTo(m.tail.end())
+	_, end := m.tail.all()
+	m.tail.popTo(end)
 	m.places.clear()
-	m.cut = cut{}
+	m.cut, m.later = cut{}, nil
+	m.lossy, m.suspect = false, nil
 	clear(m.returns)
 }
 

@@ -28,7 +28,8 @@ type job struct {
 // is the last entry there: what is durable but not applied yet has no notes, so it waits
 // for that.
 func (k *Keeper) flush(s *Shard, seq, index uint64) error {
-	for applied := uint64(0); applied < index; {
+	applied := uint64(0)
+	for ok := false; !ok; ok = applied >= index {
 		var failed error
 		if !s.Call(func() { applied, failed = s.Core().Applied(), s.Core().Failed() }) {
 			return ErrStopped
@@ -41,7 +42,7 @@ func (k *Keeper) flush(s *Shard, seq, index uint64) error {
 		}
 	}
 	from, to := s.m.tail.span(seq)
-	return k.move(s, from, to, store.Flushed{WALSeq: seq, Index: index})
+	return k.move(s, from, to, store.Flushed{WALSeq: seq, Index: applied})
 }
 
 // spillVolatile moves the older half of the volatile shard's messages to disk when its

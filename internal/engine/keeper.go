@@ -58,17 +58,25 @@ type Keeper struct {
 	// to make a checkpoint durable; and the bytes that merging wrote.
 	flushes, merges, checkpoints hist.Histogram
 	rewritten                    atomic.Int64
+	snaps                        *snapshots
+	loads                        map[uint32]*loading
 }
 
 func newKeeper(st *store.Store, log *slog.Logger, budget int, spill int64) *Keeper {
-	return &Keeper{
+	k := &Keeper{
 		store: st, log: log, budget: budget, spill: spill,
 		cutWake: make(chan struct{}, 1), cutMade: make(chan struct{}, 1),
-		wake: make(chan struct{}, 1), stop: make(chan struct{}),
+		wake: make(chan struct{}, 1), stop: make(chan struct{}), loads: map[uint32]*loading{},
 	}
+	k.snaps = newSnapshots(k, nil)
+	return k
 }
 
 func (k *Keeper) start() {
+	if k.snaps.peers != nil {
+		k.wg.Add(1)
+		go func() { defer k.wg.Done(); k.snaps.fetch() }()
+	}
 	k.wg.Add(2)
 	go func() { defer k.wg.Done(); k.writeCuts() }()
 	go func() { defer k.wg.Done(); k.run() }()
@@ -197,6 +205,10 @@ func (k *Keeper) writeCuts() {
 func (k *Keeper) sleep(d time.Duration) bool { return k.wait(nil, d) }
 
 func (k *Keeper) writeCut(c shard.Cut) error {
+	if !k.snaps.mayCut(&c) {
+		return nil
+	}
+	defer k.snaps.cutDone(c.Shard)
 	begun := time.Now()
 	w, err := k.store.BeginCheckpoint(c.Shard)
 	if err != nil {
@@ -228,6 +240,7 @@ func (k *Keeper) run() {
 		k.spillVolatile()
 		k.space()
 		k.refill()
+		k.snaps.tend()
 		if !k.wait(k.wake, upkeepEvery) {
 			return
 		}
@@ -244,96 +257,6 @@ func (k *Keeper) refill() {
 	}
 }
 
-// retireFiles flushes and gives back the oldest WAL files while too many are sealed:
-// any at all when the disk is nearly full, since what they hold may be settled.
-func (k *Keeper) retireFiles() {
-	for {
-		sealed, budget := k.wal.Sealed(), k.budget
-		k.pressure.Store(len(sealed) > 2*k.budget)
-		if k.scarce.Load() > 0 {
-			budget = 0
-		}
-		if len(sealed) <= budget {
-			return
-		}
-		select {
-		case <-k.stop:
-			return
-		default:
-		}
-		if err := k.retire(sealed[0]); err != nil {
-			if !errors.Is(err, ErrStopped) {
-				k.log.Warn("write-ahead log file not flushed, trying again", "file", sealed[0].Seq, "err", err)
-			}
-			return
-		}
-	}
-}
-
-// retire makes a file superfluous: survivors to segments, a checkpoint over it, raft's
-// entries forgotten. Then it is released.
-//
-// What the log says of the file's entries isn't asked for what has to be flushed: after a
-// restart it knows none that a checkpoint covers, but the messages still lie there.
-func (k *Keeper) retire(f wal.SealedFile) error {
-	for _, s := range k.queues {
-		last := uint64(0)
-		for _, r := range f.Shards {
-			if r.Shard == s.ID() {
-				last = r.Last
-			}
-		}
-		if from, to := s.m.tail.span(f.Seq); last == 0 && from == to {
-			continue
-		}
-		if err := k.flush(s, f.Seq, last); err != nil {
-			return err
-		}
-	}
-	for _, r := range f.Shards {
-		if err := k.checkpointed(r.Shard, r.Last, false); err != nil {
-			return err
-		}
-	}
-	for _, r := range f.Shards {
-		for _, s := range k.all {
-			if s.ID() == r.Shard && !s.Call(func() { s.Core().Compact(r.Last) }) {
-				return ErrStopped
-			}
-		}
-	}
-	k.wal.Release(f.Seq)
-	return nil
-}
-
-// checkpointed waits until a durable checkpoint of the shard covers index; with once it
-// gives up when writing one fails.
-func (k *Keeper) checkpointed(id uint32, index uint64, once bool) error {
-	for {
-		if err := k.cutErr.Load(); err != nil && once {
-			return *err
-		}
-		if v, ok := k.done.Load(id); ok && v.(uint64) >= index {
-			return nil
-		}
-		for _, s := range k.all {
-			if s.ID() != id {
-				continue
-			}
-			var failed error
-			if !s.Call(func() { s.Core().RequestCheckpoint(); failed = s.Core().Failed() }) {
-				return ErrStopped
-			}
-			if failed != nil {
-				return failed
-			}
-		}
-		if !k.wait(k.cutMade, 20*time.Millisecond) {
-			return ErrStopped
-		}
-	}
-}
-
 // space drops dead segments and rewrites those that are mostly dead.
 func (k *Keeper) space() {
 	shards := k.queues
@@ -341,45 +264,52 @@ func (k *Keeper) space() {
 		shards = append(append([]*Shard(nil), shards...), k.volatile)
 	}
 	for _, s := range shards {
-		c := k.store.Candidates(s.ID())
-		if err := k.dropDead(s, c.Dead); err != nil {
-			k.log.Warn("dead segments not dropped", "shard", s.ID(), "err", err)
+		if k.snaps.beginSpace(s) {
+			k.spaceOf(s)
+			k.snaps.endSpace()
 		}
-		for _, id := range c.Measure {
-			err := k.measure(s, id)
-			var damage *store.DamageError
-			if errors.As(err, &damage) {
-				err = k.damaged(s, damage)
-			}
-			if err != nil {
-				k.log.Warn("segment not measured", "segment", id, "err", err)
-			}
+	}
+}
+
+func (k *Keeper) spaceOf(s *Shard) {
+	c := k.store.Candidates(s.ID())
+	if err := k.dropDead(s, c.Dead); err != nil {
+		k.log.Warn("dead segments not dropped", "shard", s.ID(), "err", err)
+	}
+	for _, id := range c.Measure {
+		err := k.measure(s, id)
+		var damage *store.DamageError
+		if errors.As(err, &damage) {
+			err = k.damaged(s, damage)
 		}
-		var groups [][]store.SegID
-		for _, g := range c.Rewrite {
-			if k.mayRewrite(s.ID(), g) {
-				groups = append(groups, g)
-			}
+		if err != nil {
+			k.log.Warn("segment not measured", "segment", id, "err", err)
 		}
-		for _, g := range c.Merge {
-			if k.mayMerge(s.ID(), g) {
-				groups = append(groups, g)
-			}
+	}
+	var groups [][]store.SegID
+	for _, g := range c.Rewrite {
+		if k.mayRewrite(s.ID(), g) {
+			groups = append(groups, g)
 		}
-		for _, group := range groups {
-			select {
-			case <-k.stop:
-				return
-			default:
-			}
-			err := k.compact(s, group)
-			var damage *store.DamageError
-			if errors.As(err, &damage) {
-				err = k.damaged(s, damage)
-			}
-			if err != nil {
-				k.log.Warn("segments not compacted", "shard", s.ID(), "segments", group, "err", err)
-			}
+	}
+	for _, g := range c.Merge {
+		if k.mayMerge(s.ID(), g) {
+			groups = append(groups, g)
+		}
+	}
+	for _, group := range groups {
+		select {
+		case <-k.stop:
+			return
+		default:
+		}
+		err := k.compact(s, group)
+		var damage *store.DamageError
+		if errors.As(err, &damage) {
+			err = k.damaged(s, damage)
+		}
+		if err != nil {
+			k.log.Warn("segments not compacted", "shard", s.ID(), "segments", group, "err", err)
 		}
 	}
 }

@@ -31,6 +31,7 @@ const (
 const (
 	settingShards      = "shards"
 	settingIncarnation = "incarnation"
+	settingVoters      = "voters" // of the first start, unless that was this node alone
 )
 
 // NodeConfig opens a Node. Zero values are defaults where one is named.
@@ -87,10 +88,15 @@ type NodeConfig struct {
 // Replicas says which nodes hold the same shards; the zero value is this one alone.
 type Replicas struct {
 	Node   uint64   // this one, default 1
-	Voters []uint64 // all, default Node
+	Voters []uint64 // all at the first start, default Node; what they are later the shards know
+	Join   bool     // this one has no part yet and is taken in later
 	Sender shard.Sender
 	// Transport carries what shards owe each other; default within this node.
 	Transport Transport
+	Files     Peers // nil: logs are kept for whoever is behind
+	// LagEntries and LagBytes are shard.Config's.
+	LagEntries uint64
+	LagBytes   int64
 }
 
 // Stepping lets one goroutine drive a node over a time of its own, as simulations do.
@@ -192,7 +198,7 @@ func (c *NodeConfig) setDefaults() {
 	if c.Replicas.Node == 0 {
 		c.Replicas.Node = 1
 	}
-	if c.Replicas.Voters == nil {
+	if c.Replicas.Voters == nil && !c.Replicas.Join {
 		c.Replicas.Voters = []uint64{c.Replicas.Node}
 	}
 }
@@ -228,14 +234,14 @@ func (n *Node) open(cfg NodeConfig) error {
 	if err := n.storeDamages(cfg, found.Damages); err != nil {
 		return err
 	}
-	shards, incarnation, err := n.settings(cfg.Shards)
+	shards, incarnation, err := n.settings(&cfg)
 	if err != nil {
 		return err
 	}
 	n.number, n.start = uint32(cfg.Replicas.Node), incarnation
 	n.link = shard.LinkID(n.number, n.start)
 	n.keeper = newKeeper(st, cfg.Log, cfg.WALFiles, cfg.VolatileMemory)
-	n.keeper.aside = n.aside
+	n.keeper.aside, n.keeper.snaps.peers = n.aside, cfg.Replicas.Files
 	n.keeper.disk = disk
 	opts := n.walOptions(cfg)
 	if s := cfg.Stepping; s != nil {
@@ -283,8 +289,8 @@ func (n *Node) walOptions(cfg NodeConfig) wal.Options {
 }
 
 // settings reads what the first start fixed and counts this start.
-func (n *Node) settings(shards int) (int, uint32, error) {
-	incarnation := uint32(1)
+func (n *Node) settings(cfg *NodeConfig) (int, uint32, error) {
+	shards, incarnation := cfg.Shards, uint32(1)
 	if b, ok := n.store.Setting(settingShards); ok && len(b) == 4 {
 		shards = int(binary.LittleEndian.Uint32(b))
 	}
@@ -292,6 +298,18 @@ func (n *Node) settings(shards int) (int, uint32, error) {
 		incarnation = binary.LittleEndian.Uint32(b) + 1
 	}
 	var e store.Edit
+	if b, ok := n.store.Setting(settingVoters); ok {
+		cfg.Replicas.Voters = nil
+		for ; len(b) >= 8; b = b[8:] {
+			cfg.Replicas.Voters = append(cfg.Replicas.Voters, binary.LittleEndian.Uint64(b))
+		}
+	} else if len(cfg.Replicas.Voters) != 1 {
+		b = []byte{}
+		for _, v := range cfg.Replicas.Voters {
+			b = binary.LittleEndian.AppendUint64(b, v)
+		}
+		e.Set(settingVoters, b)
+	}
 	e.Set(settingShards, binary.LittleEndian.AppendUint32(nil, uint32(shards)))
 	e.Set(settingIncarnation, binary.LittleEndian.AppendUint32(nil, incarnation))
 	for _, m := range n.store.Segments(VolatileShard) {
@@ -314,6 +332,7 @@ func (n *Node) openShards(cfg NodeConfig, shards int, found *store.Recovery) err
 			n.metaLost(cfg)() // its last entries may be among what nothing tells of
 		}
 		n.meta = meta
+		n.keeper.loads[MetaShard].loaded = func([]store.Run) error { return cfg.MetaLoaded() }
 		n.keeper.all = append(n.keeper.all, meta)
 	}
 	peers := make([]uint32, shards)
@@ -335,6 +354,11 @@ func (n *Node) openShards(cfg NodeConfig, shards int, found *store.Recovery) err
 		}
 		m.Bind(sh.Core())
 		m.reportLive()
+		n.keeper.loads[id].loaded = func(runs []store.Run) error {
+			err := m.RestoreDone(runs)
+			m.reportLive()
+			return err
+		}
 		s := &Shard{sh, m}
 		m.BindOutboxes(s, cfg.via(n), sh.Core().LinkApplied, peers)
 		n.queues = append(n.queues, s)
@@ -387,12 +411,18 @@ func (n *Node) openShard(cfg NodeConfig, id uint32, m shard.Machine, loaded func
 			}
 		},
 		CheckpointBytes: cfg.CheckpointBytes, CheckpointEntries: cfg.CheckpointEntries,
+		LagEntries: cfg.Replicas.LagEntries, LagBytes: cfg.Replicas.LagBytes,
 		Moved: func(source uint32, gap bool) {
 			if qm, ok := m.(*Machine); ok {
 				qm.out.arrived(source, gap)
 			}
 		},
 	}
+	if cfg.Replicas.Files != nil {
+		sc.Snapshots = n.keeper.snaps
+	}
+	load := &loading{machine: m}
+	n.keeper.loads[id] = load
 	step := cfg.Stepping
 	if step == nil {
 		return shard.New(sc, r)
@@ -400,6 +430,7 @@ func (n *Node) openShard(cfg NodeConfig, id uint32, m shard.Machine, loaded func
 	sc.Now, sc.Wall = step.Now, step.Wall
 	if em, ok := m.(*Machine); ok && step.Wrap != nil {
 		sc.Machine = step.Wrap(id, m, em.ledger)
+		load.machine = sc.Machine
 	}
 	sh, err := shard.New(sc, r)
 	if err == nil {
@@ -438,11 +469,11 @@ func (n *Node) run() error {
 	n.started = true
 	var err error
 	if n.meta != nil {
-		err = awaitLead(n.meta, func() bool { _, leads := n.meta.Core().Term(); return leads })
+		err = awaitLead(n.meta, func() bool { _, leads := n.meta.Core().Term(); return leads || !n.meta.Core().Alone() })
 	}
 	for _, s := range n.queues {
 		if err == nil {
-			err = awaitLead(s.Shard, func() bool { return s.m.leading })
+			err = awaitLead(s.Shard, func() bool { return s.m.leading || !s.Core().Alone() })
 		}
 	}
 	if err == nil && n.damaged {

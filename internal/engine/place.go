@@ -335,11 +335,11 @@ func (t *tail) get(sub uint64) (c *buf.Chunk, pos wal.Position, ok bool) {
 	return nil, t.subs[sub-t.first].pos, true
 }
 
-// end returns the number that the next submission gets.
-func (t *tail) end() uint64 {
+// all returns the numbers of all submissions: to is what the next one gets.
+func (t *tail) all() (from, to uint64) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
-	return t.first + uint64(len(t.subs))
+	return t.first, t.first + uint64(len(t.subs))
 }
 
 // span returns the numbers of the submissions that lie in WAL files up to seq.

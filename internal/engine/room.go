@@ -130,8 +130,9 @@ func (n *Node) Refuses() bool { return n.disk.low.Load() }
 // StartPatience is how long a start waits for space.
 const StartPatience = 5 * time.Second
 
-// awaitLead waits until the shard leads, which with one voter takes one write. Without
-// space for that it gives up after a while, in which the keeper may find some.
+// awaitLead waits until the shard leads, which with one voter takes one write; with others
+// leads must not wait for that. Without space it gives up after a while, in which the
+// keeper may find some.
 func awaitLead(s *shard.Shard, leads func() bool) error {
 	for starved := time.Duration(0); ; starved += time.Millisecond {
 		var done, waits bool

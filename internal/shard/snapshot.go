@@ -378,7 +378,8 @@ const (
 // Compact forgets raft's entries up to an index that a durable checkpoint covers, but
 // for those that a follower needs that is not far behind. It returns the index up to
 // which the WAL may forget entries too: one less where there are other nodes, since
-// after a restart nothing else might tell the term before the first entry.
+// after a restart nothing else might tell the term before the first entry. An idle group
+// keeps none for that: at worst a follower then needs a snapshot.
 func (c *Core) Compact(index uint64) (free uint64) {
 	if c.CatchingUp() {
 		return c.free()
@@ -393,7 +394,8 @@ func (c *Core) Compact(index uint64) (free uint64) {
 
 func (c *Core) free() uint64 {
 	free := c.log.first - 1
-	if !c.Alone() && free > 0 {
+	idle := len(c.log.slots) == 0 && c.cfg.Snapshots != nil
+	if !c.Alone() && !idle && free > 0 {
 		free--
 	}
 	return free

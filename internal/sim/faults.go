@@ -99,7 +99,7 @@ func (w *World) stop(n *node) {
 	w.say("node %d stops", n.id)
 	n.procs = append(n.procs, w.spawn(func(*proc) {
 		err := n.eng.Close()
-		if !n.up || n.inc != inc {
+		if !n.up || n.inc != inc || n.disk.rest != nil { // the power went meanwhile
 			return
 		}
 		if err != nil {

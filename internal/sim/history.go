@@ -189,6 +189,13 @@ func (m *watched) Apply(c *shard.Command) shard.Result {
 	return res
 }
 
+// Reset implements shard.Machine: a snapshot of another node is loaded next.
+func (m *watched) Reset() {
+	m.n.w.stats.Snapshots++
+	m.index = 0
+	m.Machine.Reset()
+}
+
 // compare checks the state before a command against that of other replicas.
 func (c *checker) compare(m *watched, ref *shardRef, index uint64) {
 	h := m.ledger.HashAll()

@@ -1,10 +1,12 @@
 package sim
 
 import (
+	"errors"
 	"time"
 
 	"github.com/sluicemq/sluice/internal/msg"
 	"github.com/sluicemq/sluice/internal/shard"
+	"github.com/sluicemq/sluice/internal/store"
 )
 
 // network carries messages between nodes.
@@ -38,6 +40,28 @@ func (p port) Forward(id uint32, to uint64, parts []msg.Part) {
 	p.n.w.net.carry(p, int(to)-1, nil, func(to *node) {
 		to.receive(id, func(s *shard.Shard) { s.Offer(parts) })
 	})
+}
+
+// errNet is what a node gets that asks for files in vain.
+var errNet = errors.New("sim: no answer")
+
+// ReadFile implements engine.Peers: one message each way, of which any may be lost.
+func (p port) ReadFile(node uint64, id uint32, pin uint64, f store.FileRef, b []byte, off int64) (int, error) {
+	w := p.n.w
+	to := w.nodes[node-1]
+	pause := p.n.pause(p.inc)
+	there, back := [2]int{p.n.index, to.index}, [2]int{to.index, p.n.index}
+	for _, lane := range [][2]int{there, back} {
+		if !pause(w.net.delay()) {
+			return 0, errNet
+		}
+		if !to.up || w.net.blocked[lane] || w.chance(w.net.loss) {
+			return 0, errNet
+		}
+	}
+	n, err := to.eng.ReadFile(id, pin, f, b[:min(len(b), 16<<10)], off)
+	w.stats.Copied += n
+	return n, err
 }
 
 // fetch reads the payloads that lie in the write-ahead log, as a sender does beside the

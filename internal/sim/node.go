@@ -94,14 +94,17 @@ func (n *node) boot() {
 		FS: n.disk.fs(), Dir: "data", Log: slog.New(w.check.handler(n)), Shards: w.p.Shards,
 		WALFileBytes: w.p.WALFile, WALFiles: w.p.WALFiles, TailCache: w.p.TailCache,
 		CheckpointEntries: w.p.CheckpointEntries,
-		Replicas:          engine.Replicas{Node: n.id, Voters: voters, Sender: port{n, n.inc}},
+		Replicas:          engine.Replicas{Node: n.id, Voters: voters, Sender: port{n, n.inc}, LagEntries: w.p.Lag},
 		Stepping: &engine.Stepping{
 			Pause: n.pause(n.inc), Now: n.clock, Wall: n.wall, Salt: w.rng.Uint64() | 1, Wrap: n.wrap,
 			Store: store.Options{
 				SegmentBytes: w.p.Segment, OwnRunBytes: w.p.Segment / 4, CacheBytes: 64 << 10,
-				ManifestBytes: 8 << 10, CheckpointBytes: 8 << 10,
+				ManifestBytes: 8 << 10, CheckpointBytes: 8 << 10, Identity: n.id,
 			},
 		},
+	}
+	if w.p.Lag > 0 {
+		cfg.Replicas.Files = port{n, n.inc}
 	}
 	eng, err := engine.Open(cfg)
 	n.eng = eng
@@ -116,7 +119,11 @@ func (n *node) boot() {
 	n.up, n.walDue, n.turnDue, n.timer, n.stopping = true, false, false, false, false
 	w.stats.Boots++
 	w.note(noteBoot, n.id, uint64(n.inc), 0)
-	for _, job := range []func(){n.upkeep, eng.WriteCuts} {
+	jobs := []func(){n.upkeep, eng.WriteCuts}
+	if w.p.Lag > 0 {
+		jobs = append(jobs, eng.FetchFiles)
+	}
+	for _, job := range jobs {
 		n.procs = append(n.procs, w.spawn(func(*proc) { job() }))
 	}
 	n.tickLater(n.inc)

@@ -15,6 +15,7 @@ type Profile struct {
 	Duration               time.Duration // with faults; then all is well again
 	WALFile                int64
 	WALFiles               int
+	Lag                    uint64 // entries that a follower may be behind without needing files; 0: any
 	Segment, TailCache     int64
 	CheckpointEntries      uint64
 	Drift                  float64       // of clocks, at most
@@ -35,12 +36,12 @@ const (
 	Single   = "single"   // one node
 	Net      = "net"      // three or five nodes, the network and stalls alone
 	Disk     = "disk"     // power cuts, kills, slow and full disks
+	Behind   = "behind"   // nodes that are away for long while logs are kept for nobody
 	Peaceful = "peaceful" // no fault at all
-
 )
 
 // Kinds lists the names that ProfileOf knows.
-func Kinds() []string { return []string{Mixed, Single, Net, Disk, Peaceful} }
+func Kinds() []string { return []string{Mixed, Single, Net, Disk, Peaceful, Behind} }
 
 // ProfileOf draws the profile of a run.
 func ProfileOf(kind string, rng *rand.Rand) Profile {
@@ -59,7 +60,7 @@ func ProfileOf(kind string, rng *rand.Rand) Profile {
 	case Net:
 		p.Nodes = pick(3, 3, 5)
 	}
-	if p.Nodes > 1 {
+	if p.Lag = uint64(pick(0, 10, 50, 300)); p.Nodes > 1 && p.Lag == 0 {
 		p.WALFiles = 1000 // followers catch up from the log alone
 	}
 	p.Queues = p.Shards * (1 + rng.IntN(3))
@@ -79,6 +80,11 @@ func ProfileOf(kind string, rng *rand.Rand) Profile {
 		p.StallAt, p.StallFor = some(2000, 8000), time.Duration(50+rng.IntN(3000))*time.Millisecond
 		p.JumpAt = some(1000, 5000)
 		p.AdminAt = some(500, 3000)
+	}
+	if kind == Behind {
+		p.Nodes, p.Lag, p.WALFile, p.WALFiles, p.CheckpointEntries = pick(3, 3, 5), uint64(pick(10, 50)), 64<<10, 1, 20
+		p.Burst, p.Pause, p.DownFor = 10, 20*time.Millisecond, 4*time.Second
+		p.SplitAt, p.HealAt = 2*time.Second, 3*time.Second
 	}
 	if kind != Net {
 		p.KillAt, p.PowerAt, p.StopAt = some(1000, 6000), some(1000, 6000), some(2000, 8000)

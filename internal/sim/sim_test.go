@@ -41,3 +41,19 @@ func TestSameSeedSameRun(t *testing.T) {
 		t.Error("different runs have one trace")
 	}
 }
+
+// TestFollowersComeByFiles: where logs are kept for nobody, nodes that were away install
+// snapshots, and end in the state of the others like all.
+func TestFollowersComeByFiles(t *testing.T) {
+	var sum Stats
+	for seed := uint64(1); seed <= 6; seed++ {
+		r := New(seed, Behind).Run()
+		if r.Found != nil {
+			t.Errorf("seed %d: %v\nagain: %s", seed, r.Found, r.Replay())
+		}
+		sum.Add(r.Stats)
+	}
+	if sum.Snapshots < 6 || sum.Copied == 0 {
+		t.Errorf("%d snapshots, %d bytes copied: the runs prove little", sum.Snapshots, sum.Copied)
+	}
+}

@@ -51,11 +51,14 @@ type Stats struct {
 	Published, Confirms, Delivered, Settled, Attached, Purges, Deletions                int
 	Leaders                                                                             int // changes of a shard's leader
 	Segments, Recycled                                                                  int
+	Snapshots, Copied                                                                   int // installed; bytes of files
 }
 
 // Add adds the figures of another run.
 func (s *Stats) Add(o Stats) {
 	s.Events += o.Events
+	s.Snapshots += o.Snapshots
+	s.Copied += o.Copied
 	s.Boots += o.Boots
 	s.Kills += o.Kills
 	s.PowerCuts += o.PowerCuts
