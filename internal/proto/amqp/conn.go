@@ -141,9 +141,9 @@ func (c *conn) serve() {
 	case opened:
 		c.srv.counters.Closed.Add(1)
 		c.log.Info("connection closed", "reason", err)
-	case c.cut.Load():
+	case c.cut.Load(), c.srv.isStopping():
 		c.srv.counters.Refused.Add(1)
-		c.log.Debug("connection cut off before its login")
+		c.log.Debug("connection cut off before its login", "reason", err)
 	case silent:
 		c.log.Debug("connection closed without a word")
 	default:
