@@ -54,6 +54,8 @@ func TestPermissions(t *testing.T) {
 	}
 	_, err = pub.Publish([]byte("amq.topic"), []byte("app.1"), nil, &msg.Envelope{}, nil)
 	refused(t, "publish", err, "write access to exchange 'amq.topic'")
+	_, err = pub.Begin([]byte("amq.topic"), [][]byte{[]byte("app.1")}, nil, 1<<30, false)
+	refused(t, "publish a large message", err, "write access to exchange 'amq.topic'")
 	if err := b.ClearTopicPermission("/", "app", "amq.topic"); err != nil {
 		t.Fatal(err)
 	}

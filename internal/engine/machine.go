@@ -205,8 +205,12 @@ const noSub = ^uint64(0)
 // flushed before this start is in segments already and only gets offsets.
 func (m *Machine) tailPush(c *shard.Command) uint64 {
 	m.cut.notes = m.cut.notes[:0]
-	return m.tail.push(c.Pos, 0, c.Chunk)
+	return m.tail.push(c.Pos, unsealed, c.Chunk)
 }
+
+// unsealed is what a submission counts for while it is applied, so that what its own
+// operations free does not take it out of the tail.
+const unsealed = 1 << 31
 
 // sealSub settles the account of a submission after its last operation.
 func (m *Machine) sealSub(c *shard.Command, sub uint64) {
@@ -219,7 +223,7 @@ func (m *Machine) sealSub(c *shard.Command, sub uint64) {
 // setLive fills in how many notes refer to a submission.
 func (t *tail) setLive(sub uint64, n uint32, volatile bool) {
 	t.mu.Lock()
-	t.subs[sub-t.first].live += n + 1
+	t.subs[sub-t.first].live += n + 1 - unsealed
 	t.mu.Unlock()
 	t.unref(sub, volatile) // takes back the one added; frees the chunk if n is 0
 }
