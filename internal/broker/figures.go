@@ -26,6 +26,9 @@ type QueueFigure struct {
 // Figures returns what the node under the broker measures of itself.
 func (b *Broker) Figures() *engine.Figures { return b.node.Figures() }
 
+// Damage says what is in quarantine, and how damage is looked for.
+func (b *Broker) Damage() engine.DamageFigures { return b.node.Damage() }
+
 // QueueFigures lists all queues by virtual host and name. Each shard is asked once for
 // every few hundred queues, so that its loop is not held up.
 func (b *Broker) QueueFigures() []QueueFigure {

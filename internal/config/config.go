@@ -136,6 +136,9 @@ type Storage struct {
 	// VolatileBytes of messages in non-durable queues are kept in memory, beyond that
 	// they are spilled to disk; default 64 MiB.
 	VolatileBytes int64 `yaml:"volatile_bytes"`
+	// ScrubBytes a second are read to find damage before a consumer does; default 4 MiB,
+	// negative: none.
+	ScrubBytes int64 `yaml:"scrub_bytes"`
 	// Strict refuses to start where anything on disk is damaged, instead of putting it
 	// into quarantine and serving the rest.
 	Strict bool `yaml:"strict"`

@@ -70,6 +70,9 @@ type NodeConfig struct {
 	// ErrDamaged. Else what is damaged is put into quarantine and the rest is served.
 	// With replicas it is implied: what is damaged there must come from the others.
 	Strict bool
+	// ScrubBytes is how many bytes a second are read to find damage; default 4 MiB,
+	// negative: none.
+	ScrubBytes int64
 	// MetaLost is told during recovery, before what follows is applied, that operations
 	// of shard 0 are lost; definitions may be missing then. May be nil.
 	MetaLost func()
@@ -80,6 +83,8 @@ type NodeConfig struct {
 	// Stepping, if set, replaces goroutines and clock. The node then runs as its methods
 	// Shards, Upkeep and WriteCuts and its WAL's Step are called.
 	Stepping *Stepping
+
+	storeOptions store.Options // sizes, for tests
 
 	// transport, for tests, is put in front of the node's own one.
 	transport func(Transport) Transport
@@ -113,29 +118,31 @@ type Stepping struct {
 
 // Node is an open data directory with its shards running.
 type Node struct {
-	lock     io.Closer
-	disk     *disk
-	started  bool       // goroutines run
-	refuses  func(bool) // NodeConfig.Refuses
-	store    *store.Store
-	wal      *wal.Log
-	keeper   *Keeper
-	aside    *quarantine
-	damaged  bool  // something was found damaged at this start
-	lossErr  error // of noting a loss during recovery
-	meta     *shard.Shard
-	queues   []*Shard
-	volatile *Shard
-	number   uint32 // of this node
-	start    uint32 // the number of this start
-	link     uint64
-	txs      atomic.Uint64 // transactions numbered since the start
-	movers   sync.WaitGroup
-	stepping *Stepping
-	bodies   atomic.Uint32 // parts logs made since the start
-	tables   atomic.Pointer[[]*shard.Shard]
-	syncs    hist.Histogram // writes of the WAL with their sync
-	Recovery *wal.Recovery
+	lock      io.Closer
+	disk      *disk
+	started   bool       // goroutines run
+	refuses   func(bool) // NodeConfig.Refuses
+	store     *store.Store
+	wal       *wal.Log
+	keeper    *Keeper
+	aside     *quarantine
+	scrub     *scrubber // nil: off
+	scrubRate int64
+	damaged   bool  // something was found damaged at this start
+	lossErr   error // of noting a loss during recovery
+	meta      *shard.Shard
+	queues    []*Shard
+	volatile  *Shard
+	number    uint32 // of this node
+	start     uint32 // the number of this start
+	link      uint64
+	txs       atomic.Uint64 // transactions numbered since the start
+	movers    sync.WaitGroup
+	stepping  *Stepping
+	bodies    atomic.Uint32 // parts logs made since the start
+	tables    atomic.Pointer[[]*shard.Shard]
+	syncs     hist.Histogram // writes of the WAL with their sync
+	Recovery  *wal.Recovery
 }
 
 // ErrDamaged means that what is on the disk is not what was written, and starting was refused.
@@ -165,7 +172,7 @@ func Open(cfg NodeConfig) (*Node, error) {
 	if err != nil {
 		return nil, fmt.Errorf("data directory %s: %w", cfg.Dir, err)
 	}
-	n := &Node{lock: lock, stepping: cfg.Stepping, refuses: cfg.Refuses}
+	n := &Node{lock: lock, scrubRate: cfg.ScrubBytes, stepping: cfg.Stepping, refuses: cfg.Refuses}
 	if err := n.open(cfg); err != nil {
 		return nil, errors.Join(err, n.abandon())
 	}
@@ -192,6 +199,9 @@ func (c *NodeConfig) setDefaults() {
 		c.VolatileMemory = 64 << 20
 	}
 	c.Strict = c.Strict || len(c.Replicas.Voters) > 1 || c.Stepping != nil
+	if c.ScrubBytes == 0 {
+		c.ScrubBytes = scrubDefault
+	}
 	if c.Shards == 0 {
 		c.Shards = 2
 	}
@@ -221,7 +231,7 @@ func (n *Node) open(cfg NodeConfig) error {
 		return err
 	}
 	n.disk = disk
-	so := store.Options{}
+	so := cfg.storeOptions
 	if cfg.Stepping != nil {
 		so = cfg.Stepping.Store
 	}
@@ -479,6 +489,10 @@ func (n *Node) run() error {
 	if err == nil && n.damaged {
 		err = n.mend()
 	}
+	if err == nil && n.scrubRate >= 0 {
+		n.scrub = newScrubber(n, n.scrubRate)
+		go n.scrub.run()
+	}
 	n.volatile.Call(func() {}) // its first turn makes it lead
 	for _, s := range n.queues {
 		n.movers.Go(s.m.out.mover.run)
@@ -556,6 +570,9 @@ func (n *Node) abandon() error {
 // Close stops the shards after writing how far deliveries really went, so that a clean
 // restart flags nothing that was never delivered.
 func (n *Node) Close() error {
+	if n.scrub != nil {
+		n.scrub.close()
+	}
 	for _, s := range n.queues {
 		s.sealReserves()
 	}

@@ -41,7 +41,7 @@ func Start(cfg config.Config, log *slog.Logger) (*Server, error) {
 				}
 			},
 			WALFileBytes: cfg.Storage.WALFileBytes, WALFiles: cfg.Storage.WALFiles,
-			Strict: cfg.Storage.Strict, TailCache: cfg.Storage.TailCacheBytes, VolatileMemory: cfg.Storage.VolatileBytes,
+			Strict: cfg.Storage.Strict, ScrubBytes: cfg.Storage.ScrubBytes, TailCache: cfg.Storage.TailCacheBytes, VolatileMemory: cfg.Storage.VolatileBytes,
 		},
 	})
 	if err != nil {
