@@ -3,9 +3,11 @@ package engine
 import (
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
+	"github.com/sluicemq/sluice/internal/msg"
 	"github.com/sluicemq/sluice/internal/shard"
 	"github.com/sluicemq/sluice/internal/store"
 	"github.com/sluicemq/sluice/internal/vfs"
@@ -106,4 +108,69 @@ func (r *CheckReport) Text() string {
 		b.WriteString("sound\n")
 	}
 	return b.String()
+}
+
+// CheckSummary is the report for programs.
+type CheckSummary struct {
+	Sound      bool           `json:"sound"`
+	Damages    []CheckDamage  `json:"damages"`    // what can't be read now
+	Quarantine []Incident     `json:"quarantine"` // what was put aside before
+	Queues     []QueueDamages `json:"queues"`     // messages in quarantine, by queue
+	TornTail   bool           `json:"torn_tail"`  // the end of a crash; no damage
+}
+
+// CheckDamage is a place that can't be read.
+type CheckDamage struct {
+	Path       string     `json:"path"`
+	Pos        int64      `json:"pos"`
+	Len        int64      `json:"len"`
+	Reason     string     `json:"reason"`
+	Shard      uint32     `json:"shard"`
+	FirstEntry uint64     `json:"first_entry,omitempty"`
+	LastEntry  uint64     `json:"last_entry,omitempty"`
+	Log        msg.LogID  `json:"log,omitempty"` // 0 if the messages are not known
+	First      msg.Offset `json:"first,omitempty"`
+	Last       msg.Offset `json:"last,omitempty"`
+}
+
+// QueueDamages says how much of a queue is in quarantine.
+type QueueDamages struct {
+	VHost    string    `json:"vhost,omitempty"`
+	Queue    string    `json:"queue,omitempty"` // empty if no queue had the log
+	Shard    uint32    `json:"shard"`
+	Log      msg.LogID `json:"log"`
+	Messages uint64    `json:"messages"`
+}
+
+// Summary returns the report for programs.
+func (r *CheckReport) Summary() CheckSummary {
+	s := CheckSummary{
+		Sound: r.Sound(), TornTail: r.WAL.Torn != nil, Damages: []CheckDamage{},
+		Quarantine: append([]Incident{}, r.Quarantine...), Queues: []QueueDamages{},
+	}
+	for i := range r.WAL.Damages {
+		in := ofWAL(r.WAL.Damages[i].Shard, &r.WAL.Damages[i])
+		s.Damages = append(s.Damages, CheckDamage{
+			Path: in.Path, Pos: in.Pos, Len: in.Len, Reason: in.Reason, Shard: in.Shard,
+			FirstEntry: in.FirstEntry, LastEntry: in.LastEntry,
+		})
+	}
+	for _, d := range r.Store.Damages {
+		x := CheckDamage{Path: d.Path, Pos: d.Pos, Len: d.Len, Reason: d.Reason, Shard: d.Shard}
+		if d.HasRange {
+			x.Log, x.First, x.Last = d.Log, d.First, d.Last
+		}
+		s.Damages = append(s.Damages, x)
+	}
+	for _, in := range r.Quarantine {
+		for _, l := range in.Lost {
+			i := slices.IndexFunc(s.Queues, func(q QueueDamages) bool { return q.Log == l.Log && q.Shard == in.Shard })
+			if i < 0 {
+				i = len(s.Queues)
+				s.Queues = append(s.Queues, QueueDamages{VHost: l.VHost, Queue: l.Queue, Shard: in.Shard, Log: l.Log})
+			}
+			s.Queues[i].Messages += l.Last - l.First + 1
+		}
+	}
+	return s
 }

@@ -139,30 +139,29 @@ func TestSpaceOfFanOut(t *testing.T) {
 func TestSpaceOfManyQueues(t *testing.T) {
 	n := spaceNode(t)
 	logs := msg.LogID(200 * *spaceScale)
-	spaceDo(t, n, func(b *msg.Builder) {
-		for log := range logs {
-			b.Ensure(log+1, nil)
+	all := func(fn func(b *msg.Builder, log msg.LogID)) { // 200 at a time fit into a file
+		for first := msg.LogID(1); first <= logs; first += 200 {
+			spaceDo(t, n, func(b *msg.Builder) {
+				for log := first; log < first+200; log++ {
+					fn(b, log)
+				}
+			})
 		}
-	})
+	}
+	all(func(b *msg.Builder, log msg.LogID) { b.Ensure(log, nil) })
 	round := uint64(0)
 	turns(t, n, 100, func() (int64, int64) {
-		spaceDo(t, n, func(b *msg.Builder) {
-			for log := range logs {
-				appendTo(b, log+1, 1, spaceRecord-60)
-				if round >= 3 {
-					b.Settle(log+1, 0, msg.Acked, []msg.Range{{First: round - 3, Count: 1}})
-				}
+		all(func(b *msg.Builder, log msg.LogID) {
+			appendTo(b, log, 1, spaceRecord-60)
+			if round >= 3 {
+				b.Settle(log, 0, msg.Acked, []msg.Range{{First: round - 3, Count: 1}})
 			}
 		})
 		round++
 		return int64(min(round, 3)*logs) * spaceRecord, 0
 	})
 	// Deleting gives the space back at once.
-	spaceDo(t, n, func(b *msg.Builder) {
-		for log := range logs {
-			b.Delete(log + 1)
-		}
-	})
+	all(func(b *msg.Builder, log msg.LogID) { b.Delete(log) })
 	n.keeper.space()
 	if left := n.store.Segments(1); len(left) > 0 {
 		t.Fatalf("%d segments of deleted queues", len(left))

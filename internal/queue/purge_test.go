@@ -17,7 +17,7 @@ func fullQueue() (*Ledger, *Dispatch) {
 		l.Settle(1, 0, msg.Range{First: off, Count: 1}, msg.Acked)
 	}
 	d := NewDispatch(l, nil)
-	d.Start()
+	d.Start(false)
 	return l, d
 }
 
@@ -25,7 +25,7 @@ func fullQueue() (*Ledger, *Dispatch) {
 func purge(l *Ledger, d *Dispatch) (ranges int) {
 	for _, h := range d.HoldAll(1) {
 		for _, r := range h.Ranges {
-			d.Settled(1, h.Lane, l.Settle(1, h.Lane, r, msg.Purged))
+			d.Settled(1, h.Lane, r, l.Settle(1, h.Lane, r, msg.Purged))
 			ranges++
 		}
 	}
