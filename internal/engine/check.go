@@ -116,6 +116,7 @@ type CheckSummary struct {
 	Damages    []CheckDamage  `json:"damages"`    // what can't be read now
 	Quarantine []Incident     `json:"quarantine"` // what was put aside before
 	Queues     []QueueDamages `json:"queues"`     // messages in quarantine, by queue
+	Bodies     []LostBody     `json:"bodies"`     // messages whose large bodies are not all there
 	TornTail   bool           `json:"torn_tail"`  // the end of a crash; no damage
 }
 
@@ -146,6 +147,7 @@ type QueueDamages struct {
 func (r *CheckReport) Summary() CheckSummary {
 	s := CheckSummary{
 		Sound: r.Sound(), TornTail: r.WAL.Torn != nil, Damages: []CheckDamage{},
+		Bodies:     append([]LostBody{}, r.Bodies...),
 		Quarantine: append([]Incident{}, r.Quarantine...), Queues: []QueueDamages{},
 	}
 	for i := range r.WAL.Damages {

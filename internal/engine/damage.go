@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"errors"
 	"fmt"
 	"path/filepath"
 
@@ -9,6 +10,23 @@ import (
 	"github.com/sluicemq/sluice/internal/store"
 	"github.com/sluicemq/sluice/internal/wal"
 )
+
+// ErrDamaged means that what is on the disk is not what was written, and starting was refused.
+var ErrDamaged = errors.New("engine: damaged")
+
+// DamageError says that the write-ahead log holds something that was synced and is not
+// as it was written: starting would lose confirmed messages silently.
+type DamageError struct{ Damages []wal.Damage }
+
+// Error names the first damage.
+func (e *DamageError) Error() string {
+	d := e.Damages[0]
+	return fmt.Sprintf("the write-ahead log is damaged in %d place(s), the first in file %d at byte %d: %s (entries %d to %d of shard %d)",
+		len(e.Damages), d.Seq, d.Off, d.Reason, d.First, d.Last, d.Shard)
+}
+
+// Is makes errors.Is(err, ErrDamaged) true.
+func (e *DamageError) Is(target error) bool { return target == ErrDamaged }
 
 // ofStore begins the incident of a damaged place in a file of the store.
 func ofStore(e *store.DamageError) Incident {

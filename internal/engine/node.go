@@ -145,23 +145,6 @@ type Node struct {
 	Recovery  *wal.Recovery
 }
 
-// ErrDamaged means that what is on the disk is not what was written, and starting was refused.
-var ErrDamaged = errors.New("engine: damaged")
-
-// DamageError says that the write-ahead log holds something that was synced and is not
-// as it was written: starting would lose confirmed messages silently.
-type DamageError struct{ Damages []wal.Damage }
-
-// Error names the first damage.
-func (e *DamageError) Error() string {
-	d := e.Damages[0]
-	return fmt.Sprintf("the write-ahead log is damaged in %d place(s), the first in file %d at byte %d: %s (entries %d to %d of shard %d)",
-		len(e.Damages), d.Seq, d.Off, d.Reason, d.First, d.Last, d.Shard)
-}
-
-// Is makes errors.Is(err, ErrDamaged) true.
-func (e *DamageError) Is(target error) bool { return target == ErrDamaged }
-
 // Open recovers a data directory and starts its shards.
 func Open(cfg NodeConfig) (*Node, error) {
 	cfg.setDefaults()

@@ -25,10 +25,10 @@ type Names struct {
 
 // LostBody is a message of which a part of the large body is missing or damaged.
 type LostBody struct {
-	Shard  uint32
+	Shard  uint32 `json:"shard"`
 	Loss          // of one message
-	Part   uint32 // the first such part
-	Reason string
+	Part   uint32 `json:"part"` // the first such part
+	Reason string `json:"reason"`
 }
 
 // offline restores shards from a data directory that is not open, without changing it.

@@ -54,7 +54,7 @@ func (s *Store) ScrubSegment(id SegID, read func(n int) error) ([]*DamageError, 
 	}
 	defer s.release(g)
 	stop := stopper{read: read}
-	_, list := checkSegment(throttledFS{s.fs, stop.note}, s.opts.Dir, g.meta)
+	_, _, list := checkSegment(throttledFS{s.fs, stop.note}, s.opts.Dir, g.meta)
 	if stop.err != nil {
 		return nil, stop.err
 	}
