@@ -23,6 +23,7 @@ type Large struct {
 	w      msg.PartWriter
 	to     []destination
 	routed bool
+	lost   bool // a part was not taken: the message can't be stored everywhere
 }
 
 // destination is a shard that gets the parts, and the queues there.
@@ -107,6 +108,7 @@ func (l *Large) submit() {
 	for _, d := range l.to {
 		if !l.p.waitPressure(d.shard.ID()) {
 			chunk.Release() // so the message will be refused there
+			l.lost = true
 			continue
 		}
 		d.shard.SubmitWait(shard.Sub{Chunk: chunk}, l.p.s.b.stop)

@@ -22,6 +22,7 @@ type Publisher struct {
 	done  completer
 	token uint64
 	used  uint32 // slots of the current flush
+	inTx  bool   // since BeginTx
 	slots [maxSlots]slot
 
 	right   right
@@ -156,7 +157,8 @@ func (p *Publisher) slot(id uint32) (sl *slot, bit uint32) {
 	if sl.shard == nil {
 		sl.shard = p.s.b.node.Shard(id)
 	}
-	if sl.b.Full() {
+	sl.b.Forced = p.inTx
+	if sl.b.Full() && !p.inTx {
 		p.submit(sl, p.token|partialBit)
 	}
 	p.used |= 1 << n

@@ -138,6 +138,7 @@ type Node struct {
 	link      uint64
 	txs       atomic.Uint64 // transactions numbered since the start
 	movers    sync.WaitGroup
+	swept     chan struct{} // closed when Sweep is done
 	stepping  *Stepping
 	bodies    atomic.Uint32 // parts logs made since the start
 	tables    atomic.Pointer[[]*shard.Shard]
@@ -155,7 +156,10 @@ func Open(cfg NodeConfig) (*Node, error) {
 	if err != nil {
 		return nil, fmt.Errorf("data directory %s: %w", cfg.Dir, err)
 	}
-	n := &Node{lock: lock, scrubRate: cfg.ScrubBytes, stepping: cfg.Stepping, refuses: cfg.Refuses}
+	n := &Node{
+		lock: lock, scrubRate: cfg.ScrubBytes, stepping: cfg.Stepping, refuses: cfg.Refuses,
+		swept: make(chan struct{}),
+	}
 	if err := n.open(cfg); err != nil {
 		return nil, errors.Join(err, n.abandon())
 	}
@@ -529,6 +533,9 @@ func (n *Node) Shard(id uint32) *Shard {
 	}
 	return nil
 }
+
+// SubmissionMax returns the greatest length of a submission.
+func (n *Node) SubmissionMax() int { return n.wal.MaxPayload() - msg.BatchHeaderLen(1) }
 
 // Pressure reports that publishers of a shard should wait for the flusher.
 func (n *Node) Pressure(shard uint32) bool {

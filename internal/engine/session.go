@@ -237,6 +237,23 @@ func (s *Shard) Settle(list []Settled, lazy bool, done shard.Completer, token ui
 	}
 }
 
+// Take frees the credit of what a list settles and hides it until it is settled or
+// given back; nothing is written. It reduces the list to what is in flight. No entry may
+// be a requeue.
+func (s *Shard) Take(list []Settled) { s.Call(func() { s.m.settleSoft(list) }) }
+
+// GiveBack makes ready again what Take took.
+func (s *Shard) GiveBack(list []Settled) {
+	s.Post(func() {
+		if !s.m.leading {
+			return
+		}
+		for _, x := range list {
+			s.m.dispatch.Release(x.Consumer.Log, x.Lane, x.Ranges)
+		}
+	})
+}
+
 // encodeSettled makes the submission for a list, nil if nothing has to be written.
 func encodeSettled(list []Settled) *buf.Chunk {
 	var b msg.Builder

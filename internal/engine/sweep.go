@@ -18,6 +18,7 @@ func (n *Node) NewTx() msg.TxID {
 // doesn't lead, or ends to.
 func (n *Node) Sweep() {
 	if n.start <= 1 {
+		close(n.swept)
 		return
 	}
 	var left atomic.Int32
@@ -33,9 +34,28 @@ func (n *Node) Sweep() {
 }
 
 func (n *Node) submitSweep() {
+	done := &sweeping{n: n}
+	done.left.Store(int32(len(n.queues)))
 	for _, s := range n.queues {
 		var b msg.Builder
 		b.Sweep(n.number, n.start)
-		s.Submit(shard.Sub{Chunk: b.Finish(), Lazy: true})
+		s.Submit(shard.Sub{Chunk: b.Finish(), Done: done, Lazy: true})
+	}
+}
+
+// Swept is closed when nothing is left that earlier starts of this node did not finish:
+// then what they held is either settled or ready again.
+func (n *Node) Swept() <-chan struct{} { return n.swept }
+
+// sweeping counts the shards that have been swept.
+type sweeping struct {
+	n    *Node
+	left atomic.Int32
+}
+
+// Completed implements shard.Completer.
+func (w *sweeping) Completed(_ uint32, _ uint64, res shard.Result) {
+	if res.Err == nil && w.left.Add(-1) == 0 {
+		close(w.n.swept)
 	}
 }

@@ -47,6 +47,11 @@ func (s *nullSession) Begin([]byte, [][]byte, route.HeaderLookup, uint64, bool) 
 	return nil, broker.ErrBodyGone // nothing is large here
 }
 
+func (*nullSession) BeginTx()                        {}
+func (*nullSession) RollbackTx()                     {}
+func (*nullSession) CommitTx(uint64) (uint32, error) { return 0, nil }
+func (*nullSession) TxBytesMax() int                 { return 1 << 20 }
+
 func (s *nullSession) Flush() (uint64, uint32) {
 	token, slots := s.token, s.slots
 	s.token, s.slots = token+1, 0

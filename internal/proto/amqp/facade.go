@@ -69,6 +69,9 @@ type Session interface {
 	// whose bit it returns.
 	FlushSettlesWait(token uint64) (slots uint32)
 
+	// TxBytesMax returns how large a transaction may be.
+	TxBytesMax() int
+
 	// Close ends the session: exclusive queues go, what is in flight comes back.
 	Close()
 }
@@ -100,6 +103,15 @@ type Publisher interface {
 	// Token returns the token of the flush that the next message belongs to. Tokens
 	// increase and have bit 63 clear.
 	Token() uint64
+	// BeginTx makes what is published from here on a transaction's. Nothing is waiting
+	// for a Flush.
+	BeginTx()
+	// CommitTx commits that together with what Session.Settle collected, as a whole.
+	// For each bit of slots Sink.Completed is called once, when it is durable. After an
+	// error nothing was done.
+	CommitTx(token uint64) (slots uint32, err error)
+	// RollbackTx drops what was published since BeginTx.
+	RollbackTx()
 	// Flush submits what was published. For each bit of slots Sink.Completed is called
 	// once, never before Flush was called.
 	Flush() (token uint64, slots uint32)

@@ -274,3 +274,20 @@ func (p *fakePublisher) Flush() (uint64, uint32) {
 	b.run()
 	return token, slots
 }
+
+func (p *fakePublisher) BeginTx() {}
+
+func (p *fakePublisher) RollbackTx() { p.pending, p.slots = nil, 0 }
+
+func (p *fakePublisher) CommitTx(token uint64) (slots uint32, err error) {
+	if len(p.s.settles) > 0 {
+		slots = p.s.FlushSettlesWait(token)
+	}
+	old := p.token
+	p.token = token
+	_, published := p.Flush()
+	p.token = old
+	return slots | published, nil
+}
+
+func (s *fakeSession) TxBytesMax() int { return 1 << 20 }

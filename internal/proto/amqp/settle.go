@@ -133,7 +133,7 @@ func (s *collected) normalize() {
 
 // submit hands everything that was collected to the broker.
 func (c *conn) submit() {
-	c.submitSettlements(false)
+	c.submitSettlements()
 	b := &c.batch
 	if f := b.confirms; f != nil {
 		// The writer must know of it before the first completion.
@@ -148,16 +148,29 @@ func (c *conn) submit() {
 	}
 }
 
-// submitSettlements submits what was acknowledged and returned. wait makes completion
-// count as something that is outstanding; so it always does for what becomes ready
-// again, which a later basic.get has to see.
-func (c *conn) submitSettlements(wait bool) {
+// submitSettlements submits what was acknowledged and returned. What becomes ready again
+// counts as something that is outstanding: a later basic.get has to see it.
+func (c *conn) submitSettlements() {
 	b := &c.batch
 	if len(b.dirty) == 0 {
 		return
 	}
 	c.settleMu.Lock()
 	defer c.settleMu.Unlock()
+	c.handSettlements()
+	if !b.requeued {
+		c.sess.FlushSettles()
+		return
+	}
+	b.requeued = false
+	c.tokens++
+	slots := c.sess.FlushSettlesWait(settleToken | c.tokens)
+	c.out.expect(bits.OnesCount32(slots))
+}
+
+// handSettlements gives the session what was collected. It is called with settleMu held.
+func (c *conn) handSettlements() {
+	b := &c.batch
 	for _, cons := range b.dirty {
 		cons.dirty = false
 		for i := range cons.collected {
@@ -175,14 +188,6 @@ func (c *conn) submitSettlements(wait bool) {
 	}
 	clear(b.dirty)
 	b.dirty = b.dirty[:0]
-	if !wait && !b.requeued {
-		c.sess.FlushSettles()
-		return
-	}
-	b.requeued = false
-	c.tokens++
-	slots := c.sess.FlushSettlesWait(settleToken | c.tokens)
-	c.out.expect(bits.OnesCount32(slots))
 }
 
 // recoverAll returns everything that is unacknowledged on the channel.

@@ -1,14 +1,14 @@
 package amqp
 
 import (
+	"math/bits"
+
 	"github.com/sluicemq/sluice/internal/broker"
 	"github.com/sluicemq/sluice/internal/proto/amqp/amqpwire"
 )
 
+// What a message and an acknowledgement count for besides their bytes.
 const (
-	// txBytesMax bounds what a transaction holds.
-	txBytesMax = 64 << 20
-	// What a message and an acknowledgement count for besides their bytes.
 	txMessageBytes = 160
 	txAckBytes     = 16
 )
@@ -18,6 +18,7 @@ type tx struct {
 	messages []txMessage
 	acks     []txAck
 	bytes    int
+	bytesMax int
 }
 
 type txMessage struct {
@@ -37,18 +38,20 @@ type txAck struct {
 
 func (t *tx) grow(n int) error {
 	t.bytes += n
-	if t.bytes > txBytesMax {
-		return fault(amqpwire.ResourceError, "transaction is larger than %d bytes", txBytesMax)
+	if t.bytes > t.bytesMax {
+		return fault(amqpwire.ResourceError, "transaction is larger than %d bytes", t.bytesMax)
 	}
 	return nil
 }
+
+func (c *conn) newTx() *tx { return &tx{bytesMax: c.sess.TxBytesMax()} }
 
 func (c *conn) txSelect(ch *channel) error {
 	if ch.confirm {
 		return preconditionFailed("cannot switch from confirm to tx mode")
 	}
 	if ch.tx == nil {
-		ch.tx = &tx{}
+		ch.tx = c.newTx()
 	}
 	return c.send(ch.id, &amqpwire.TxSelectOk{})
 }
@@ -104,7 +107,7 @@ func (t *tx) holdAcks(ch *channel, tag, upto uint64, multiple bool, how broker.S
 	return t.grow((len(t.acks) - n) * txAckBytes)
 }
 
-// txCommit publishes and settles what is held, and answers when it is durable.
+// txCommit does what is held, as a whole, and answers when it is durable.
 func (c *conn) txCommit(ch *channel) error {
 	t := ch.tx
 	if t == nil {
@@ -116,14 +119,13 @@ func (c *conn) txCommit(ch *channel) error {
 		return c.stopReason()
 	}
 	ch.tx = nil
-	err := c.txApply(ch, t)
+	slots, err := c.txApply(ch, t)
 	t.drop()
-	ch.tx = &tx{}
+	ch.tx = c.newTx()
 	if err != nil {
 		return err
 	}
-	c.submitSettlements(true)
-	c.submit()
+	c.out.expect(bits.OnesCount32(slots))
 	alive, failure := c.out.settle()
 	switch {
 	case !alive:
@@ -134,15 +136,10 @@ func (c *conn) txCommit(ch *channel) error {
 	return c.send(ch.id, &amqpwire.TxCommitOk{})
 }
 
-// txApply does what a transaction holds.
-func (c *conn) txApply(ch *channel, t *tx) error {
-	ch.mu.Lock()
-	for _, a := range t.acks {
-		if d, ok := ch.unacked.take(a.tag); ok {
-			c.collect(ch, d, a.how)
-		}
-	}
-	ch.mu.Unlock()
+// txApply hands what a transaction holds to the broker. After an error nothing of it is
+// done, and its deliveries are where they were.
+func (c *conn) txApply(ch *channel, t *tx) (slots uint32, err error) {
+	c.pub.BeginTx()
 	for i := range t.messages {
 		m := &t.messages[i]
 		ct := content{
@@ -158,10 +155,25 @@ func (c *conn) txApply(ch *channel, t *tx) error {
 			ct.large.Drop()
 		}
 		if err != nil {
-			return err
+			c.pub.RollbackTx()
+			c.batch.published = false
+			return 0, err
 		}
 	}
-	return nil
+	c.batch.published = false // the commit submits it
+	ch.mu.Lock()
+	for _, a := range t.acks {
+		if d, ok := ch.unacked.take(a.tag); ok {
+			c.collect(ch, d, a.how)
+		}
+	}
+	ch.mu.Unlock()
+	c.settleMu.Lock()
+	defer c.settleMu.Unlock()
+	c.handSettlements()
+	c.batch.requeued = false
+	c.tokens++
+	return c.pub.CommitTx(settleToken | c.tokens)
 }
 
 // drop gives up the large bodies that are held.
@@ -183,7 +195,7 @@ func (c *conn) txRollback(ch *channel) error {
 		return preconditionFailed("channel is not transactional")
 	}
 	ch.tx.drop()
-	ch.tx = &tx{}
+	ch.tx = c.newTx()
 	ch.mu.Lock()
 	ch.unacked.unhold()
 	ch.mu.Unlock()
