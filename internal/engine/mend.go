@@ -100,7 +100,7 @@ func (n *Node) storeDamages(cfg NodeConfig, list []*store.DamageError) error {
 		if d.Shard == VolatileShard && d.Seg != 0 { // which begins empty
 			continue
 		}
-		if cfg.Strict {
+		if cfg.Strict || n.shared(cfg, d.Shard) {
 			return fmt.Errorf("store: %w", d)
 		}
 		in := ofStore(d)
@@ -117,6 +117,18 @@ func (n *Node) storeDamages(cfg NodeConfig, list []*store.DamageError) error {
 		return n.store.ReplaceManifest()
 	}
 	return nil
+}
+
+// shared says whether other nodes have a shard too. What is lost here is not lost then,
+// and must not be given up: the node does not start with a damaged store.
+func (n *Node) shared(cfg NodeConfig, id uint32) bool {
+	var conf []byte
+	if info, ok := n.store.Checkpoint(id); ok {
+		if x, err := shard.ParseCheckpointExtra(info.Extra); err == nil {
+			conf = x.Conf
+		}
+	}
+	return shard.Others(conf, cfg.Replicas.Voters, cfg.Replicas.Node)
 }
 
 // walDamages puts aside what of the write-ahead log is damaged.
@@ -142,7 +154,7 @@ func (n *Node) walDamages(cfg NodeConfig, rec *wal.Recovery) error {
 func (n *Node) checkpointDamage(cfg NodeConfig, id uint32, info *store.CheckpointInfo, r *shard.Restored) error {
 	err := n.store.CheckCheckpoint(id)
 	var damage *store.DamageError
-	if err == nil || !errors.As(err, &damage) || cfg.Strict {
+	if err == nil || !errors.As(err, &damage) || cfg.Strict || n.shared(cfg, id) {
 		return err
 	}
 	in := ofStore(damage)

@@ -392,7 +392,10 @@ func (n *Node) openShard(cfg NodeConfig, id uint32, m shard.Machine, loaded func
 	if err != nil {
 		return nil, err
 	}
-	if !cfg.Strict {
+	switch {
+	case shard.Others(r.Conf, cfg.Replicas.Voters, cfg.Replicas.Node):
+		r.Suspect = r.Wal != nil && r.Wal.Damaged // what is lost comes from the leader
+	case !cfg.Strict:
 		r.Salvage = n.salvage(id, lose)
 		if err := n.catchUp(id, &r); err != nil {
 			return nil, err

@@ -79,6 +79,7 @@ func (c *Core) applyEntry(e *pb.Entry) error {
 			c.beginTerm()
 		}
 	}
+	c.trust(e.GetTerm())
 	if s.mem != nil {
 		c.cut.entries++
 		c.cut.bytes += int64(s.len)

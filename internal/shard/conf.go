@@ -106,6 +106,19 @@ func soleIn(conf *pb.ConfState, node uint64) bool {
 	return len(conf.Voters) == 1 && conf.Voters[0] == node && len(conf.VotersOutgoing) == 0
 }
 
+// Others says whether a node with the configuration beside its checkpoint, or the voters
+// of the first start without one, has others to agree with.
+func Others(conf []byte, voters []uint64, node uint64) bool {
+	c := &pb.ConfState{Voters: voters}
+	if conf != nil {
+		var err error
+		if c, err = parseConf(conf); err != nil {
+			return false // NewCore says so
+		}
+	}
+	return !soleIn(c, node)
+}
+
 // Alone says whether there is no other node: then no time need pass.
 func (c *Core) Alone() bool { return c.sole() && len(c.log.conf.Learners) == 0 }
 

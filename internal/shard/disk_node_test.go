@@ -174,7 +174,9 @@ type diskNode struct {
 	saved Cut  // what is known of the durable checkpoint; Index 0 if there is none
 	taken *Cut // handed over, not durable yet
 	full  bool // the disk
-	down  bool
+
+	flipped bool // a bit of its log
+	down    bool
 }
 
 func (n *diskNode) post(f func()) {
@@ -218,7 +220,7 @@ func (n *diskNode) open(c *diskCluster) (*wal.Recovery, bool) {
 	if err != nil {
 		c.t.Fatalf("node %d: %v", n.id, err)
 	}
-	if rec.Damaged() {
+	if rec.Damaged() && !n.flipped {
 		c.t.Fatalf("node %d: power cut taken for damage: %v", n.id, rec.Damages)
 	}
 	n.gate = &gate{log: log}
@@ -255,6 +257,7 @@ func (c *diskCluster) tryBoot(n *diskNode) bool {
 	if !ok {
 		return false
 	}
+	r.Suspect = rec.Damaged()
 	if s, ok := rec.Shard(7); ok {
 		r.Wal = &s
 		r.Replay = func(from uint64, fn func(wal.Entry) error) error { return rec.Replay(7, from, fn) }

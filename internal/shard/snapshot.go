@@ -349,6 +349,7 @@ func (c *Core) SnapshotInstalled(st Loaded, err error) {
 		c.storageAppend(m)
 	}
 	clear(c.incoming)
+	c.trust(term)
 	c.ready()
 }
 

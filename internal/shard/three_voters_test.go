@@ -79,9 +79,9 @@ type diskCluster struct {
 	byFiles bool // followers that are far behind get snapshots
 	spares  int  // nodes that have no part at first
 
-	cuts, overwrites                              int
-	made, installed, interrupted, copied, changes int
-	sealed, recycled                              atomic.Int64
+	cuts, overwrites                                     int
+	made, installed, interrupted, copied, changes, flips int
+	sealed, recycled                                     atomic.Int64
 }
 
 func newDiskCluster(t *testing.T, voters int, seed uint64, faults bool) *diskCluster {
@@ -210,6 +210,8 @@ func (c *diskCluster) fault(n *diskNode) {
 		n.power.cut()
 	case 3, 4, 5:
 		c.cutOff = c.rng.IntN(len(c.nodes)+1) - 1
+	case 10:
+		c.flip(n)
 	case 6, 7, 8, 9:
 		if n.full = !n.full; n.full {
 			n.disk.SetLimit(1)
@@ -458,16 +460,17 @@ func TestThreeVotersOnDisks(t *testing.T) {
 	if *seedFlag != 0 {
 		first, n = *seedFlag, 1
 	}
-	var cuts, overwrites, acks, recycled, made, installed, interrupted, changes int
+	var cuts, overwrites, acks, recycled, made, installed, interrupted, changes, flips int
 	for seed := first; seed < first+n; seed++ {
 		t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) {
 			c := runDisk(t, seed)
 			cuts, overwrites, acks, recycled = cuts+c.cuts, overwrites+c.overwrites, acks+len(c.acks), recycled+int(c.recycled.Load())
 			made, installed, interrupted, changes = made+c.made, installed+c.installed, interrupted+c.interrupted, changes+c.changes
+			flips += c.flips
 		})
 	}
 	t.Logf("%d runs: %d power cuts, %d replaced suffixes, %d files recycled, %d confirms", n, cuts, overwrites, recycled, acks)
-	t.Logf("%d snapshots made, fetching interrupted %d times, %d installed; %d changes of the configuration", made, interrupted, installed, changes)
+	t.Logf("%d snapshots made, fetching interrupted %d times, %d installed; %d changes of the configuration; %d logs damaged", made, interrupted, installed, changes, flips)
 	if n >= 100 && !t.Failed() && (acks < 100*int(n) || cuts < int(n) || overwrites < int(n) || recycled < int(n) ||
 		installed < int(n)/8 || changes < int(n)/16) {
 		t.Fatal("the runs prove little")
