@@ -89,7 +89,6 @@ func TestCopyIsVerified(t *testing.T) {
 	from.bytes = 0
 	for k := 0; ; k++ {
 		left = 3
-		// Reads that failed brought nothing.
 		err := dst.Fetch(l, from, FetchOptions{})
 		if err == nil {
 			break
@@ -103,6 +102,24 @@ func TestCopyIsVerified(t *testing.T) {
 	}
 	runs, err := dst.Take(l, []byte("installed"), func(key []byte) bool { return string(key) == "own" })
 	must(t, err)
+	sameCopy(t, src, dst, runs)
+	must(t, dst.Close())
+	dst, rec := open(t, opts)
+	if len(rec.Damages) > 0 || rec.Segments != 3 {
+		t.Fatalf("after a restart: %+v", rec)
+	}
+	from.bytes, from.bad = 0, nil
+	must(t, dst.Fetch(l, from, FetchOptions{})) // the segments are here
+	if int64(from.bytes) > l.Check.Len {
+		t.Fatalf("%d bytes read again", from.bytes)
+	}
+	must(t, dst.Close())
+	must(t, src.Close())
+}
+
+// sameCopy compares what was taken with its source.
+func sameCopy(t *testing.T, src, dst *Store, runs []Run) {
+	t.Helper()
 	want := map[named][]byte{}
 	for _, m := range src.Segments(7) {
 		rs, err := src.Runs(m.ID)
@@ -125,18 +142,6 @@ func TestCopyIsVerified(t *testing.T) {
 	if info, _ := dst.Checkpoint(7); len(keys) != 1 || keys["kept"] != 5000 || info.Index != 51 || string(info.Extra) != "installed" {
 		t.Fatalf("keys %v, checkpoint %+v", keys, info)
 	}
-	must(t, dst.Close())
-	dst, rec := open(t, opts)
-	if len(rec.Damages) > 0 || rec.Segments != 3 {
-		t.Fatalf("after a restart: %+v", rec)
-	}
-	from.bytes, from.bad = 0, nil
-	must(t, dst.Fetch(l, from, FetchOptions{})) // the segments are here
-	if int64(from.bytes) > l.Check.Len {
-		t.Fatalf("%d bytes read again", from.bytes)
-	}
-	must(t, dst.Close())
-	must(t, src.Close())
 }
 
 // FuzzCopyList: a list from elsewhere is refused or reads as it is written again.
