@@ -21,9 +21,9 @@ type Publisher struct {
 	s     *Session
 	done  completer
 	token uint64
-	used  uint32 // slots of the current flush
-	inTx  bool   // since BeginTx
-	slots [maxSlots]slot
+	used  uint32          // slots of the current flush
+	inTx  bool            // since BeginTx
+	slots [maxSlots]*slot // each made when it is needed: many sessions never publish
 
 	right   right
 	cache   *route.Cache
@@ -153,9 +153,9 @@ func (p *Publisher) add(id uint32, targets []msg.Target, e *msg.Envelope, body [
 // slot returns the slot of a shard, with room in its builder, for something to be added.
 func (p *Publisher) slot(id uint32) (sl *slot, bit uint32) {
 	n := slotOf(id)
-	sl = &p.slots[n]
-	if sl.shard == nil {
-		sl.shard = p.s.b.node.Shard(id)
+	if sl = p.slots[n]; sl == nil {
+		sl = &slot{shard: p.s.b.node.Shard(id)}
+		p.slots[n] = sl
 	}
 	sl.b.Forced = p.inTx
 	if sl.b.Full() && !p.inTx {
@@ -205,7 +205,7 @@ func (p *Publisher) Flush() (token uint64, slots uint32) {
 	p.used = 0
 	for n := range p.slots {
 		if slots&(1<<n) != 0 {
-			p.submit(&p.slots[n], token)
+			p.submit(p.slots[n], token)
 		}
 	}
 	for i, l := range p.large {

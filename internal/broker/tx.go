@@ -120,7 +120,7 @@ func (p *Publisher) CommitTx(token uint64) (slots uint32, err error) {
 	t := &tx{p: p, id: p.s.b.node.NewTx(), publishes: p.used != 0, large: p.large}
 	p.large = nil
 	for _, x := range parts {
-		if sl := &p.slots[slotOf(x.shard.ID())]; p.used&(1<<slotOf(x.shard.ID())) != 0 {
+		if sl := p.slots[slotOf(x.shard.ID())]; p.used&(1<<slotOf(x.shard.ID())) != 0 {
 			x.b, sl.b = sl.b, msg.Builder{}
 		}
 		t.add(x)

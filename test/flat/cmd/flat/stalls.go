@@ -147,7 +147,7 @@ func stallLarge(ctx context.Context, e *env, b *broker, begin func() error) erro
 	if err := begin(); err != nil {
 		return err
 	}
-	for range 3 * e.Rounds {
+	for range 10 * e.Rounds {
 		if err := largeMessage(ctx, b, size); err != nil {
 			return err
 		}
