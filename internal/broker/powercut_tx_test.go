@@ -82,6 +82,23 @@ func (w *txRun) declare() bool {
 	return true
 }
 
+// publish publishes a numbered message, small or large; false when the power failed.
+func (w *txRun) publish(q string, n uint64) bool {
+	e := msg.Envelope{Key: []byte(q)}
+	if w.rng.IntN(4) > 0 {
+		_, err := w.c.pub.Publish(nil, []byte(q), nil, &e, body(n, w.rng.IntN(900)))
+		return err == nil
+	}
+	b := largeBody(n, 4000+w.rng.IntN(3000))
+	l, err := w.c.pub.Begin(nil, [][]byte{[]byte(q)}, nil, uint64(len(b)), false)
+	if err != nil {
+		return false
+	}
+	l.Write(b)
+	l.Publish(&e)
+	return true
+}
+
 // transact runs one transaction and waits for its end; false when the power failed.
 func (w *txRun) transact() bool {
 	got, err := w.c.read()
@@ -95,8 +112,7 @@ func (w *txRun) transact() bool {
 	for range 1 + w.rng.IntN(4) {
 		q := targets[w.rng.IntN(len(targets))]
 		w.next++
-		e := msg.Envelope{Key: []byte(q)}
-		if _, err := w.c.pub.Publish(nil, []byte(q), nil, &e, body(1000+w.next, w.rng.IntN(900))); err != nil {
+		if !w.publish(q, 1000+w.next) {
 			return false
 		}
 		if q != "volatile" {
@@ -133,8 +149,14 @@ func (w *txRun) transact() bool {
 	return true
 }
 
+func txConfig(fsys vfs.FS) Config {
+	c := cutConfig(fsys)
+	c.Shards = txShards
+	return c
+}
+
 func txWorkload(t testing.TB, fsys vfs.FS, off *atomic.Bool, o *outcome) []*txNote {
-	b, err := Open(Config{Dir: "data", FS: fsys, Shards: txShards, Node: smallNode()})
+	b, err := Open(txConfig(fsys))
 	if err != nil {
 		if !off.Load() {
 			t.Error(err)
@@ -177,7 +199,7 @@ func letGo(b *Broker, off *atomic.Bool, ended chan struct{}) {
 // checkTxs opens what a power cut left: each transaction is there as a whole or not at
 // all, and as a whole if its commit was answered.
 func checkTxs(t *testing.T, disk *vfs.Mem, txs []*txNote, o *outcome) {
-	b, err := Open(Config{Dir: "data", FS: disk, Shards: txShards, Node: smallNode()})
+	b, err := Open(txConfig(disk))
 	if err != nil {
 		t.Fatalf("recovery: %v", err)
 	}
@@ -197,8 +219,9 @@ func checkTxs(t *testing.T, disk *vfs.Mem, txs []*txNote, o *outcome) {
 					break
 				}
 				err := c.rd.Each(d, func(_ msg.Offset, rec *msg.Record) error {
-					found[place{q.Name, number(rec.Body)}]++
-					return nil
+					n, err := wholeNumber(c.rd, d, rec)
+					found[place{q.Name, n}]++
+					return err
 				})
 				if err != nil {
 					t.Fatal(err)
@@ -211,6 +234,7 @@ func checkTxs(t *testing.T, disk *vfs.Mem, txs []*txNote, o *outcome) {
 			t.Errorf("%v was delivered after the start although it was acknowledged by a transaction that is there", p)
 		}
 	}
+	checkParts(t, b)
 	for p, n := range found {
 		if n > 1 {
 			t.Errorf("%v is there %d times", p, n)

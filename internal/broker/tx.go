@@ -215,12 +215,12 @@ func (t *tx) commit() error {
 	case err != nil:
 		return err
 	}
-	dropAll(t.large) // does nothing, unless the message was refused
 	if x := t.volatile; x != nil {
 		if err := t.submit(x); err != nil {
 			return err
 		}
 	}
+	dropAll(t.large) // does nothing, unless a queue is gone
 	for _, x := range t.parts() {
 		if len(x.requeues) > 0 {
 			w := newTxWait()

@@ -20,7 +20,7 @@ type txClient struct {
 
 func newTxClient(t *testing.T) *txClient {
 	t.Helper()
-	b, err := Open(Config{Dir: "data", FS: vfs.NewMem(), Shards: 2, Node: smallNode()})
+	b, err := Open(cutConfig(vfs.NewMem()))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -118,6 +118,52 @@ func TestTxIsThereWhenAnswered(t *testing.T) {
 		t.Fatal(err, "not committed")
 	}
 	c.check(t, [3][2]uint64{{2, 0}, {3, 0}, {4, 0}})
+}
+
+// Large bodies of a transaction are there with it, and gone without it.
+func TestTxWithLargeBodies(t *testing.T) {
+	c := newTxClient(t)
+	for _, d := range c.held {
+		c.s.Cancel(d.c)
+	}
+	large := func() {
+		c.pub.BeginTx()
+		for i, q := range c.queues {
+			b := largeBody(uint64(20+i), 6000)
+			c.begin(t, "", q, b, len(b), false).Publish(&msg.Envelope{})
+		}
+	}
+	large()
+	c.pub.RollbackTx()
+	awaitParts(t, c.b, 0)
+	large()
+	slots, err := c.pub.CommitTx(1 << 61)
+	if err != nil || !c.wait(1<<61, slots) {
+		t.Fatal(err, "not committed")
+	}
+	c.check(t, [3][2]uint64{{1, 3}, {1, 3}, {1, 0}})
+	awaitParts(t, c.b, 3)
+	for i, q := range c.queues {
+		if err := c.s.Get(q, true, 1, c); err != nil {
+			t.Fatal(err)
+		}
+		d := <-c.gets
+		if d == nil {
+			t.Fatalf("queue %s is empty", q)
+		}
+		err := c.rd.Each(d, func(_ msg.Offset, rec *msg.Record) error {
+			n, err := wholeNumber(c.rd, d, rec)
+			if n != uint64(20+i) {
+				t.Errorf("queue %s: message %d", q, n)
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.rd.Flush()
+	awaitParts(t, c.b, 0)
 }
 
 func TestTxRolledBack(t *testing.T) {

@@ -165,7 +165,10 @@ func (in *Incident) lossText() string {
 
 func (l *Loss) text() string {
 	name := fmt.Sprintf("log %d", l.Log)
-	if l.Queue != "" {
+	switch {
+	case msg.IsOutbox(l.Log):
+		name = fmt.Sprintf("outbox for shard %d", msg.OutboxTarget(l.Log))
+	case l.Queue != "":
 		name = fmt.Sprintf("queue %q of %q (log %d)", l.Queue, l.VHost, l.Log)
 	}
 	name = fmt.Sprintf("%s offsets %d to %d", name, l.First, l.Last)

@@ -32,6 +32,7 @@ type Counts struct {
 	Vanished      int // received and gone before their ack and their confirm, legitimately
 	FreshFlagged  int // messages flagged though never received before
 	FreshFlagMost int // the most of them in one queue, per kill
+	Committed     int // transactions whose commit was answered
 
 	Lost          int // confirmed, never received
 	Unflagged     int // received again without the redelivered flag
@@ -43,13 +44,14 @@ type Counts struct {
 	LeftInQueues  int // there after everything was settled and the broker restarted
 	Unsettled     int // confirmed, received and never acked: gone, or the drain stopped short
 	CutOff        int // connections that broke without a kill
+	HalfTxs       int // transactions of which a part is there, or not all although the commit was answered
 	RestartFailed int // the broker didn't come back, or ended by itself
 }
 
 // Violations sums up the lower part.
 func (c Counts) Violations() int {
 	return c.Lost + c.Unflagged + c.Resurrected + c.AckedNoKill + c.OverWindow +
-		c.OutOfOrder + c.Damaged + c.LeftInQueues + c.Unsettled + c.CutOff + c.RestartFailed
+		c.HalfTxs + c.OutOfOrder + c.Damaged + c.LeftInQueues + c.Unsettled + c.CutOff + c.RestartFailed
 }
 
 // Checker is told what clients see and judges it. It is safe for concurrent
@@ -66,6 +68,7 @@ type Checker struct {
 	missing    int                // confirmed and not received
 	unacked    int                // confirmed, received and not acked
 	kills      []time.Time
+	txs        []*Tx
 	violations []string
 }
 
@@ -80,7 +83,9 @@ type orderKey struct {
 
 // state is what is known of one message.
 type state struct {
-	attempted, confirmed, delivered, acked bool
+	attempted, confirmed, delivered, acked, rolledBack bool
+
+	backs int32 // arrivals after an ack
 
 	ackKills int32     // kills before the ack
 	fencedAt time.Time // of the ack; zero: not fenced
@@ -144,6 +149,10 @@ func (c *Checker) Delivered(d Delivery) {
 		c.violate("%v came out of queue %d, was published: %v", d.ID, d.From, m != nil)
 		return
 	}
+	if m.rolledBack {
+		c.counts.HalfTxs++
+		c.violate("%v was rolled back and arrived", d.ID)
+	}
 	if m.delivered {
 		c.again(m, d)
 		return
@@ -175,6 +184,7 @@ func (c *Checker) again(m *state, d Delivery) {
 		return
 	}
 	m.acked = false // it has to be settled anew
+	m.backs++
 	if m.confirmed {
 		c.unacked++
 	}
@@ -332,6 +342,7 @@ func (c *Checker) Finish() (Counts, []string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.counts.Lost, c.counts.Unsettled = c.missing, c.unacked
+	c.judgeTxs()
 	for key, ms := range c.streams {
 		for seq, m := range ms {
 			id := ID{key.publisher, key.queue, uint32(seq)}

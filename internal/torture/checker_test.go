@@ -63,7 +63,8 @@ func TestPlantedViolations(t *testing.T) {
 				onlyViolations := Counts{
 					Lost: got.Lost, Unflagged: got.Unflagged, Resurrected: got.Resurrected, AckedNoKill: got.AckedNoKill,
 					OverWindow: got.OverWindow, OutOfOrder: got.OutOfOrder, Damaged: got.Damaged,
-					LeftInQueues: got.LeftInQueues, Unsettled: got.Unsettled, CutOff: got.CutOff, RestartFailed: got.RestartFailed,
+					LeftInQueues: got.LeftInQueues, Unsettled: got.Unsettled, CutOff: got.CutOff, HalfTxs: got.HalfTxs,
+					RestartFailed: got.RestartFailed,
 				}
 				if onlyViolations != tt.want {
 					t.Errorf("got %+v, want %+v", onlyViolations, tt.want)
@@ -253,6 +254,42 @@ var plantedDamage = map[string]planted{
 	"cut off": {func(s *script) {
 		s.CutOff(errors.New("501 FRAME_ERROR"))
 	}, Counts{CutOff: 1}, "501 FRAME_ERROR"},
+	"half a transaction": {func(s *script) {
+		t := s.Begin()
+		a, b := s.Attempt(1, 2), s.Attempt(1, 3)
+		t.Published(a)
+		t.Published(b)
+		s.consume(a)
+	}, Counts{HalfTxs: 1, Vanished: 0}, "only 1 are there"},
+	"a commit without its acks": {func(s *script) {
+		id := s.publish(1)[0]
+		s.get(id, false)
+		t := s.Begin()
+		t.Acked(id)
+		out := s.Attempt(1, 3)
+		t.Published(out)
+		s.consume(out)
+		s.kill(0)
+		s.get(id, true)
+		s.Acked(id)
+		s.Fenced([]ID{id})
+	}, Counts{HalfTxs: 1}, "only 1 are there"},
+	"an answered commit that did not last": {func(s *script) {
+		id := s.publish(1)[0]
+		s.get(id, false)
+		t := s.Begin()
+		t.Acked(id)
+		t.Committed()
+		s.kill(0)
+		s.get(id, true)
+		s.Acked(id)
+		s.Fenced([]ID{id})
+	}, Counts{HalfTxs: 1, Resurrected: 1}, "committed: true"},
+	"rolled back": {func(s *script) {
+		id := s.Attempt(1, 2)
+		s.RolledBack(id)
+		s.consume(id)
+	}, Counts{HalfTxs: 1}, "was rolled back"},
 	"didn't come back": {func(s *script) {
 		s.RestartFailed(errors.New("exit status 1"))
 	}, Counts{RestartFailed: 1}, "exit status 1"},

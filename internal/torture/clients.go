@@ -27,6 +27,18 @@ type clients struct {
 
 	stopPublishing context.CancelFunc
 	publishing     sync.WaitGroup
+	// txs is read-locked by each transaction; ended says that they publish no more.
+	txs   sync.RWMutex
+	ended bool
+}
+
+// endPublishing ends it and waits until nothing is being published.
+func (c *clients) endPublishing() {
+	c.stopPublishing()
+	c.publishing.Wait()
+	c.txs.Lock()
+	c.ended = true
+	c.txs.Unlock()
 }
 
 func queueName(i int) string { return fmt.Sprintf("torture-%d", i) }
@@ -54,6 +66,13 @@ func (c *clients) start(ctx context.Context) {
 		p := &publisher{clients: c, index: i, rng: seed(1, i)}
 		p.fill = rand.NewChaCha8([32]byte{byte(c.cfg.Seed), byte(i)})
 		c.publishing.Go(func() { c.loop(pctx, p.rng, p.session) })
+	}
+	if c.cfg.Queues > 1 {
+		for i := range c.cfg.Transactors {
+			x := &transactor{clients: c, index: c.cfg.Publishers + i, rng: seed(4, i)}
+			x.fill = rand.NewChaCha8([32]byte{byte(c.cfg.Seed), byte(i), 1})
+			c.wg.Go(func() { c.loop(ctx, x.rng, x.session) })
+		}
 	}
 	n := 0
 	for q := range c.cfg.Queues {

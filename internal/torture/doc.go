@@ -4,7 +4,7 @@
 //
 // Several connections publish with confirms to durable queues; others consume
 // with acks, one by one, multiple, out of order, with some nacks that requeue
-// and some basic.get. At random moments the broker's process gets SIGKILL, now
+// and some basic.get; and some consume and publish in transactions. At random moments the broker's process gets SIGKILL, now
 // and then while it is still starting, and is started again on the same data.
 // At the end everything is consumed, the broker is killed once more, and must
 // come back empty.
@@ -20,6 +20,8 @@
 //     reservation window per queue and kill, beside what was on its way to
 //     clients when they were cut off;
 //   - first deliveries keep the order of each publisher in each queue;
+//   - a transaction, which publishes and acks over several queues, is there as a whole
+//     or not at all, and as a whole if its commit was answered;
 //   - bodies are unharmed and come out of the queue that they were put into.
 //
 // What is not checked: messages without a confirm. They may be there or not;

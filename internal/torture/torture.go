@@ -30,6 +30,7 @@ type Config struct {
 	Seed     uint64
 
 	Publishers    int
+	Transactors   int // clients that consume and publish in transactions; -1 for none
 	Queues        int // those with odd numbers have two consumers and a getter
 	Rate          int // messages/s of each publisher
 	ConfirmWindow int
@@ -50,6 +51,7 @@ func (c *Config) EnsureDefaults() {
 	def(&c.MinUp, 200*time.Millisecond)
 	def(&c.MaxUp, 2*time.Second)
 	def(&c.Publishers, 4)
+	def(&c.Transactors, 3)
 	def(&c.Queues, 6)
 	def(&c.Rate, 1000)
 	def(&c.ConfirmWindow, 200)
@@ -84,7 +86,7 @@ func (c *Config) Validate() error {
 	switch {
 	case c.Kills < 0 || c.Publishers < 1 || c.Queues < 1 || c.Rate < 1 || c.ConfirmWindow < 1 || c.Prefetch < 1:
 		return errors.New("kills, publishers, queues, rate, confirm window and prefetch must be positive")
-	case c.Publishers > 1<<15 || c.Queues > 1<<15 || c.Prefetch > 1<<16-1:
+	case c.Publishers+max(c.Transactors, 0) > 1<<15 || c.Queues > 1<<15 || c.Prefetch > 1<<16-1:
 		return errors.New("too many publishers or queues, or too great a prefetch")
 	case c.MinUp > c.MaxUp:
 		return fmt.Errorf("the least time up, %v, is above the greatest, %v", c.MinUp, c.MaxUp)
@@ -113,7 +115,7 @@ func Run(ctx context.Context, cfg Config) (*Report, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	rng := rand.New(rand.NewPCG(cfg.Seed, 0))
-	inFlight := 2*cfg.Prefetch + 1 // two consumers and a getter
+	inFlight := 2*cfg.Prefetch + 1 + max(cfg.Transactors, 0)*txPrefetch // two consumers, a getter, transactors
 	r := &runner{
 		cfg: &cfg, rng: rng, begin: time.Now(),
 		check:  NewChecker(Limits{Grace: cfg.Grace, Window: cfg.Window, InFlight: inFlight}, time.Now),
@@ -166,8 +168,7 @@ func (r *runner) run(ctx context.Context) error {
 	r.clients.start(ctx)
 	r.clients.gate.setOpen(true)
 	err := r.load(ctx)
-	r.clients.stopPublishing()
-	r.clients.publishing.Wait()
+	r.clients.endPublishing()
 	if err == nil {
 		err = r.finish(ctx)
 	}
@@ -353,6 +354,7 @@ func (r *Report) Print(w io.Writer) error {
 	row("confirmed", c.Confirmed, "")
 	row("deliveries", c.Delivered, fmt.Sprintf("%d distinct messages", c.Distinct))
 	row("redeliveries", c.Redelivered, fmt.Sprintf("after %d nacks and rejects with requeue", c.Requeued))
+	row("transactions", c.Committed, "whose commit was answered")
 	row("acks lost in the last moment", c.AcksLost, "legitimate")
 	row("vanished", c.Vanished, "received, but gone before their ack and their confirm; legitimate")
 	row("fresh messages flagged", c.FreshFlagged, fmt.Sprintf("at most %d in one queue per kill", c.FreshFlagMost))
@@ -361,6 +363,7 @@ func (r *Report) Print(w io.Writer) error {
 	row("duplicates without the flag", c.Unflagged, "")
 	row("settled ones that came back", c.Resurrected+c.AckedNoKill+c.LeftInQueues, "")
 	row("flagged beyond the window", c.OverWindow, "")
+	row("half transactions", c.HalfTxs, "")
 	row("out of order", c.OutOfOrder, "")
 	row("damaged or misplaced", c.Damaged, "")
 	row("unsettled at the end", c.Unsettled, "")

@@ -57,6 +57,7 @@ func parse(args []string) (*options, error) {
 	fs.DurationVar(&c.MaxUp, "max-up", 0, "greatest time between start and kill (default 2s)")
 	fs.Uint64Var(&c.Seed, "seed", 0, "seed of kill times and of what clients do (default: random)")
 	fs.IntVar(&c.Publishers, "publishers", 0, "publishing connections (default 4)")
+	fs.IntVar(&c.Transactors, "transactors", 0, "connections that consume and publish in transactions (default 3, -1 for none)")
 	fs.IntVar(&c.Queues, "queues", 0, "queues; each has a consumer, those with odd numbers two and a getter (default 6)")
 	fs.IntVar(&c.Rate, "rate", 0, "messages/s of each publisher (default 1000)")
 	fs.IntVar(&c.ConfirmWindow, "confirm-window", 0, "unconfirmed messages of each publisher (default 200)")
