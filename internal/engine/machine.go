@@ -4,6 +4,7 @@ import (
 	"log/slog"
 
 	"github.com/sluicemq/sluice/internal/msg"
+	"github.com/sluicemq/sluice/internal/planted"
 	"github.com/sluicemq/sluice/internal/queue"
 	"github.com/sluicemq/sluice/internal/shard"
 	"github.com/sluicemq/sluice/internal/store"
@@ -251,6 +252,9 @@ func (m *Machine) applyAppend(c *shard.Command, sub uint64, i int, op *msg.Op, r
 			m.note(c, sub, lane{t.Log, t.Lane}, out.First, op)
 			if msg.IsOutbox(t.Log) {
 				m.owes(c, t.Log, out.First, op.N, res)
+			}
+			if planted.LocationInLedger {
+				m.ledger.Reserve(t.Log, t.Lane, out.First+1+uint64(c.Pos.Off/512%2))
 			}
 			if m.leading {
 				m.dispatch.Appended(t.Log, t.Lane, out.First, uint64(op.N))

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"time"
 
+	"github.com/sluicemq/sluice/internal/planted"
 	"github.com/sluicemq/sluice/internal/wal"
 )
 
@@ -54,7 +55,7 @@ func (k *Keeper) retire(f wal.SealedFile) error {
 			}
 		}
 		from, to := s.m.tail.span(f.Seq)
-		if from == to && (last == 0 || k.store.Flushed(s.ID()).WALSeq >= f.Seq) {
+		if from == to && (last == 0 || k.store.Flushed(s.ID()).WALSeq >= f.Seq) || planted.RecycleBeforeFlush {
 			continue
 		}
 		if err := k.flush(s, f.Seq, last); err != nil {

@@ -7,6 +7,7 @@ import (
 
 	"github.com/sluicemq/sluice/internal/buf"
 	"github.com/sluicemq/sluice/internal/msg"
+	"github.com/sluicemq/sluice/internal/planted"
 	"github.com/sluicemq/sluice/internal/queue"
 	"github.com/sluicemq/sluice/internal/shard"
 )
@@ -220,6 +221,8 @@ func (s *Shard) Settle(list []Settled, lazy bool, done shard.Completer, token ui
 			sub.Chunk = encodeSettled(list)
 		}
 		switch {
+		case sub.Chunk != nil && planted.SettleNotJournaled:
+			sub.Finish(s.ID(), shard.Result{})
 		case sub.Chunk != nil:
 			s.m.core.Submit(sub)
 		case done != nil:

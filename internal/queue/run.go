@@ -1,6 +1,9 @@
 package queue
 
-import "github.com/sluicemq/sluice/internal/msg"
+import (
+	"github.com/sluicemq/sluice/internal/msg"
+	"github.com/sluicemq/sluice/internal/planted"
+)
 
 // A log's turn ends after TurnMessages or when TurnBytes are delivered, whichever comes
 // first. Bytes beyond are a debt that its next turns pay off, up to debtMax: so one
@@ -101,7 +104,7 @@ func (g *logDispatch) next() (*laneDispatch, batch, GetStatus) {
 			}
 			continue
 		}
-		if g.reserves {
+		if g.reserves && !planted.ReserveAfterDelivery {
 			if b.first >= ln.ledger.reserved {
 				return ln, b, GetWait
 			}

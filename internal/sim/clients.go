@@ -374,8 +374,22 @@ func (s *session) settle(offs []msg.Offset, why msg.Reason, requeue bool) {
 		}
 	}
 	s.w.stats.Settled += len(offs)
-	s.sh.Settle([]engine.Settled{{Consumer: s.ec, Ranges: rangesOf(offs), Requeue: requeue, Reason: why}}, s.w.chance(0.7), nil, 0)
+	s.sh.Settle([]engine.Settled{{Consumer: s.ec, Ranges: rangesOf(offs), Requeue: requeue, Reason: why}}, s.w.chance(0.7), &settled{s, offs, requeue}, 0)
 	s.n.kick()
+}
+
+// settled is a settlement that is on its way.
+type settled struct {
+	s       *session
+	offs    []msg.Offset
+	requeue bool
+}
+
+// Completed implements shard.Completer.
+func (t *settled) Completed(_ uint32, _ uint64, res shard.Result) {
+	if res.Err == nil && !t.requeue && !t.s.log.deleted {
+		t.s.w.check.settledAll(t.s.log, t.offs)
+	}
 }
 
 // leave ends the session. Of what it holds when its leader is gone it settles some all

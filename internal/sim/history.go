@@ -434,6 +434,15 @@ func (c *checker) asks(s *session, off msg.Offset, why msg.Reason, late bool) {
 	c.tell(c.about(s.log, off), "consumer %d settles it, reason %d, late %v", s.id, why, late)
 }
 
+// settledAll is called when a settlement was answered.
+func (c *checker) settledAll(l *logRef, offs []msg.Offset) {
+	for _, off := range offs {
+		if l.items[off].settledAt == 0 {
+			c.failAbout(c.about(l, off), "settled", "its settlement was answered, but never applied")
+		}
+	}
+}
+
 // drop notes that a consumer has a message no more.
 func (c *checker) drop(s *session, off msg.Offset) {
 	if it := &s.log.items[off]; it.holder == s {

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 
+	"github.com/sluicemq/sluice/internal/planted"
 	"github.com/sluicemq/sluice/internal/vfs"
 )
 
@@ -250,7 +251,7 @@ func (s *fileScan) parseHeader() (fileHeader, error) {
 
 // own reports whether a valid group header belongs to this file's present life.
 func (s *fileScan) own(g groupHeader, at int64) bool {
-	return g.fileSeq == s.file.seq && (s.salt == 0 || g.salt == s.salt) &&
+	return (g.fileSeq == s.file.seq || planted.FileSequenceIgnored) && (s.salt == 0 || g.salt == s.salt) &&
 		g.size() <= maxFileSize && at+g.size() <= s.file.size && int64(g.syncedThrough) <= at
 }
 
@@ -291,7 +292,7 @@ func (s *fileScan) groups(at int64) error {
 			return err
 		}
 		g, ok := parseGroupHeader(b)
-		if !ok || !s.own(g, at) || (s.nextGroup != 0 && g.groupSeq != s.nextGroup) {
+		if !ok || !s.own(g, at) || (s.nextGroup != 0 && g.groupSeq != s.nextGroup && !planted.FileSequenceIgnored) {
 			next, err := s.invalidGroup(at)
 			if err != nil || next < 0 {
 				return err
