@@ -256,7 +256,7 @@ func (w *World) newSession(n *node, q *queueRef, noAck bool) *session {
 	s := &session{w: w, id: w.lastSession, n: n, inc: n.inc, q: q, log: q.log, noAck: noAck, sh: n.eng.Shard(q.shard)}
 	s.term, _ = s.sh.Core().Term()
 	qc := queue.Consumer{ID: s.id, Log: s.log.id, NoAck: noAck, User: s}
-	if w.chance(0.8) {
+	if !w.draining && w.chance(0.8) {
 		qc.Prefetch = uint32(1 + w.rng.IntN(40))
 	}
 	s.ec = s.sh.NewConsumer(qc, s)

@@ -2,6 +2,7 @@ package sim
 
 import (
 	"errors"
+	"strings"
 	"time"
 
 	"github.com/sluicemq/sluice/internal/vfs"
@@ -25,9 +26,7 @@ type disk struct {
 func (d *disk) fs() vfs.FS { return vfs.Inject(d.mem, d.hook) }
 
 func (d *disk) hook(op vfs.Op) error {
-	if d.n.w.Say != nil && (op.Kind == vfs.OpCreate || op.Kind == vfs.OpRename || op.Kind == vfs.OpRemove) {
-		d.n.w.say("disk %d: %v %s %s", d.n.id, op.Kind, op.Path, op.To)
-	}
+	d.count(op)
 	if d.rest == nil && d.armed && op.Kind.Mutates() {
 		if d.left--; d.left < 0 {
 			d.cutPower()
@@ -37,6 +36,20 @@ func (d *disk) hook(op vfs.Op) error {
 		return errPower
 	}
 	return nil
+}
+
+// count keeps figures of what happens to files.
+func (d *disk) count(op vfs.Op) {
+	w := d.n.w
+	switch {
+	case op.Kind == vfs.OpCreate && strings.HasSuffix(op.Path, ".seg"):
+		w.stats.Segments++
+	case op.Kind == vfs.OpRename && strings.HasSuffix(op.Path, ".wal"):
+		w.stats.Recycled++
+	case op.Kind != vfs.OpCreate && op.Kind != vfs.OpRename && op.Kind != vfs.OpRemove:
+		return
+	}
+	w.say("disk %d: %v %s %s", d.n.id, op.Kind, op.Path, op.To)
 }
 
 // cutPower ends the process together with the disk's memory of unsynced writes: none,

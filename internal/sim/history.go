@@ -370,6 +370,7 @@ func (c *checker) delivered(s *session, d *queue.Delivery) {
 	}
 	if l.freshTerm != term {
 		l.freshTerm, l.fresh = term, 0
+		c.w.stats.Leaders++
 	}
 	for off := d.First; off < d.First+uint64(d.Count); off++ {
 		a := c.about(l, off)

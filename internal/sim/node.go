@@ -57,8 +57,11 @@ func (n *node) pause(inc int) func(time.Duration) bool {
 		}
 		n.kick()
 		d := n.w.between(20*time.Microsecond, 300*time.Microsecond)
-		if atMost > 0 {
+		switch {
+		case atMost > 0:
 			d = n.w.between(atMost/8, atMost)
+		case n.w.faulty && n.w.chance(0.05): // it was not its turn
+			d = n.w.between(0, 30*time.Millisecond)
 		}
 		if !p.sleep(d) {
 			return false

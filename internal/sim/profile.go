@@ -13,6 +13,7 @@ type Profile struct {
 	Pause                  time.Duration // of a publisher
 	BodyMax                int           // bytes
 	Duration               time.Duration // with faults; then all is well again
+	ConsumeFrom            time.Duration // nobody consumes before
 	WALFile                int64
 	WALFiles               int
 	Lag                    uint64 // entries that a follower may be behind without needing files; 0: any
@@ -59,6 +60,9 @@ func ProfileOf(kind string, rng *rand.Rand) Profile {
 		p.Nodes = 1
 	case Net:
 		p.Nodes = pick(3, 3, 5)
+	}
+	if rng.IntN(3) == 0 {
+		p.ConsumeFrom = time.Duration(rng.Int64N(int64(p.Duration)))
 	}
 	if p.Lag = uint64(pick(0, 10, 50, 300)); p.Nodes > 1 && p.Lag == 0 {
 		p.WALFiles = 1000 // followers catch up from the log alone

@@ -40,6 +40,7 @@ type World struct {
 
 	faulty      bool // faults may happen
 	quieting    bool // clients come to an end
+	draining    bool // the queues are emptied, for the reckoning
 	lastSession uint64
 	lastLog     msg.LogID
 	clients     []*proc
@@ -49,8 +50,8 @@ type World struct {
 type Stats struct {
 	Events, Boots, Kills, PowerCuts, Stops, Splits, Stalls, Jumps, FullDisks, SlowDisks int
 	Published, Confirms, Delivered, Settled, Attached, Purges, Deletions                int
-	Leaders                                                                             int // changes of a shard's leader
-	Segments, Recycled                                                                  int
+	Leaders                                                                             int // terms in which a leader delivered
+	Segments, Recycled                                                                  int // files written, and given back
 	Snapshots, Copied                                                                   int // installed; bytes of files
 }
 
@@ -198,7 +199,11 @@ func (w *World) start() {
 		w.client(b.run)
 	}
 	for range w.p.Consumers {
-		w.client(w.consume)
+		w.client(func(p *proc) {
+			if p.sleep(w.p.ConsumeFrom) {
+				w.consume(p)
+			}
+		})
 	}
 	w.startFaults()
 }
@@ -345,6 +350,7 @@ func (w *World) reckon() {
 			}
 		}
 	}
+	w.draining = true
 	w.client(w.drain)
 	if !w.until(w.now+peaceMax, func() bool { return w.clients[len(w.clients)-1].ended && w.quiet() }) {
 		w.check.fail("stuck", "the queues can't be emptied: %s", w.describe())
