@@ -19,17 +19,18 @@ var layers = []layer{
 	{path: "internal/access", pure: true},
 	{path: "internal/vfs"},
 	{path: "internal/hist"}, // takes its time from its callers; atomics are all that keeps it from pure
+	{path: "internal/planted", pure: true},
 	{path: "internal/msg", pure: true, sees: []string{"internal/buf"}},
 	{path: "internal/proto/amqp/amqpwire", pure: true},
 	{path: "internal/route", pure: true},
 	{path: "internal/meta", pure: true, sees: []string{"internal/berr", "internal/route"}},
-	{path: "internal/queue", pure: true, sees: []string{"internal/msg"}},
-	{path: "internal/wal", sees: []string{"internal/vfs"}},
-	{path: "internal/store", sees: []string{"internal/buf", "internal/msg", "internal/vfs"}},
+	{path: "internal/queue", pure: true, sees: []string{"internal/msg", "internal/planted"}},
+	{path: "internal/wal", sees: []string{"internal/planted", "internal/vfs"}},
+	{path: "internal/store", sees: []string{"internal/buf", "internal/msg", "internal/planted", "internal/vfs"}},
 	// shard knows raft and the log, not what a command means.
-	{path: "internal/shard", sees: []string{"internal/buf", "internal/hist", "internal/msg", "internal/wal"}},
+	{path: "internal/shard", sees: []string{"internal/buf", "internal/hist", "internal/msg", "internal/planted", "internal/wal"}},
 	{path: "internal/engine", sees: []string{
-		"internal/buf", "internal/hist", "internal/msg", "internal/queue", "internal/shard", "internal/store",
+		"internal/buf", "internal/hist", "internal/msg", "internal/planted", "internal/queue", "internal/shard", "internal/store",
 		"internal/vfs", "internal/wal",
 	}},
 	{path: "internal/sim", sees: []string{

@@ -17,9 +17,10 @@ type queueRef struct {
 	log   *logRef
 }
 
-// bodyOf is the body of a message: its number, and filler that follows from it.
-func bodyOf(id uint64, longest int) []byte {
-	n := int(id*2654435761>>9) % 200
+// bodyOf is the body of a message: its number, and filler that follows from it, of some
+// length and now and then a much greater one.
+func bodyOf(id uint64, usual, longest int) []byte {
+	n := int(id*2654435761>>9) % usual
 	if id%23 == 0 {
 		n = int(id*2654435761>>7) % longest
 	}
@@ -60,7 +61,7 @@ func (c *checker) identify(raw []byte) (uint64, bool) {
 	if id == 0 || id > uint64(len(c.messages)) {
 		return 0, false
 	}
-	return id, string(rec.Body) == string(bodyOf(id, c.w.p.BodyMax)) && intact(&rec, id)
+	return id, string(rec.Body) == string(bodyOf(id, c.w.p.Body, c.w.p.BodyMax)) && intact(&rec, id)
 }
 
 // publisher publishes through a node of its choice, as a session per connection.
@@ -133,7 +134,7 @@ func (b *publisher) publish(count int) {
 			m.targets = append(m.targets, q.log)
 			per[q.shard] = append(per[q.shard], q.log)
 		}
-		body := bodyOf(m.id, w.p.BodyMax)
+		body := bodyOf(m.id, w.p.Body, w.p.BodyMax)
 		for id := uint32(1); id <= uint32(w.p.Shards); id++ {
 			logs := per[id]
 			if len(logs) == 0 {
@@ -240,14 +241,14 @@ func sweep(list []*session) []*session {
 
 // consume is the life of a consumer: one session after the other.
 func (w *World) consume(p *proc) {
-	for p.sleep(w.between(time.Millisecond, 150*time.Millisecond)) && !w.quieting {
+	for p.sleep(w.between(time.Millisecond, w.p.Session/20)) && !w.quieting {
 		q := w.queues[w.rng.IntN(len(w.queues))]
 		n := w.leader(q.shard)
 		if n == nil || !q.log.made {
 			continue
 		}
 		s := w.newSession(n, q, w.chance(0.15))
-		s.live(p, w.between(50*time.Millisecond, 4*time.Second))
+		s.live(p, w.between(50*time.Millisecond, w.p.Session))
 	}
 }
 
@@ -256,7 +257,7 @@ func (w *World) newSession(n *node, q *queueRef, noAck bool) *session {
 	s := &session{w: w, id: w.lastSession, n: n, inc: n.inc, q: q, log: q.log, noAck: noAck, sh: n.eng.Shard(q.shard)}
 	s.term, _ = s.sh.Core().Term()
 	qc := queue.Consumer{ID: s.id, Log: s.log.id, NoAck: noAck, User: s}
-	if !w.draining && w.chance(0.8) {
+	if !w.draining && w.chance(0.8-0.3*w.p.Scatter) {
 		qc.Prefetch = uint32(1 + w.rng.IntN(40))
 	}
 	s.ec = s.sh.NewConsumer(qc, s)
@@ -329,9 +330,12 @@ func (s *session) work() {
 		return
 	}
 	k := 1 + w.rng.IntN(len(s.held))
+	if w.chance(w.p.Scatter) {
+		k = 1 + k/8
+	}
 	switch x := w.rng.IntN(20); {
 	case x < 11:
-		s.settle(s.take(k, w.chance(0.3)), msg.Acked, false)
+		s.settle(s.take(k, w.chance(w.p.Scatter)), msg.Acked, false)
 	case x < 13:
 		s.settle(s.take(min(k, 3), true), msg.Rejected, false)
 	case x < 15:

@@ -60,8 +60,8 @@ func (n *node) pause(inc int) func(time.Duration) bool {
 		switch {
 		case atMost > 0:
 			d = n.w.between(atMost/8, atMost)
-		case n.w.faulty && n.w.chance(0.05): // it was not its turn
-			d = n.w.between(0, 30*time.Millisecond)
+		case n.w.faulty && n.w.chance(n.w.p.KeeperLate): // it was not its turn
+			d = n.w.between(0, n.w.p.KeeperLag)
 		}
 		if !p.sleep(d) {
 			return false

@@ -25,7 +25,7 @@ var plants = []struct {
 	{"a location in the ledger", &planted.LocationInLedger, Peaceful, 10},
 	{"reservation after delivery", &planted.ReserveAfterDelivery, Disk, 40},
 	{"a follower drops by its own clock", &planted.FollowerDrops, Net, 40},
-	{"segment unlinked while pinned", &planted.UnlinkPinned, Single, 200},
+	{"segment unlinked while pinned", &planted.UnlinkPinned, Backlog, 60},
 }
 
 // TestPlantedBugs: the checker finds each bug that is put in, within the stated number of
