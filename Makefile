@@ -66,6 +66,10 @@ sim: ## simulate SEEDS runs (200) of clusters with faults, or the one of SEED wi
 flat: ## which costs stay flat as something grows; ONLY=name,... for some of the scenarios
 	$(GO) run ./test/flat/cmd/flat $(if $(ONLY),-only $(ONLY)) $(FLAGS)
 
+.PHONY: planted
+planted: ## put bugs in, one at a time: the simulation must find each
+	$(GO) test -tags plantedbugs -count 1 ./internal/sim -run Planted -v
+
 .PHONY: compare-amqp
 compare-amqp: ## sluice and RabbitMQ in turns under the same load; installs RabbitMQ from Debian
 	bash test/compare/compare-amqp.sh

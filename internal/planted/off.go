@@ -13,5 +13,4 @@ const (
 	LocationInLedger     = false
 	ReserveAfterDelivery = false
 	FollowerDrops        = false
-	UnlinkPinned         = false
 )

@@ -13,5 +13,4 @@ var (
 	LocationInLedger     bool // where the bytes lie finds its way into replicated state
 	ReserveAfterDelivery bool // offsets are reserved once they have been delivered
 	FollowerDrops        bool // a follower leaves out what is old by its own clock
-	UnlinkPinned         bool // a segment's file goes although somebody reads it
 )

@@ -206,6 +206,9 @@ func (s *session) Base() *engine.Consumer { return s.ec }
 func (s *session) Deliver(d *queue.Delivery) {
 	s.w.check.delivered(s, d)
 	s.inbox = append(s.inbox, *d)
+	if s.w.faulty && !d.Redelivered && s.w.chance(s.w.p.Spite) {
+		s.n.disk.armed, s.n.disk.left = true, s.w.rng.IntN(3)
+	}
 }
 
 // GetFailed implements Sink.

@@ -23,9 +23,8 @@ var plants = []struct {
 	{"dispatch before the term's first entry", &planted.DispatchBeforeTerm, Mixed, 40},
 	{"link gap accepted", &planted.LinkGapAccepted, Net, 40},
 	{"a location in the ledger", &planted.LocationInLedger, Peaceful, 10},
-	{"reservation after delivery", &planted.ReserveAfterDelivery, Disk, 40},
+	{"reservation after delivery", &planted.ReserveAfterDelivery, Single, 60},
 	{"a follower drops by its own clock", &planted.FollowerDrops, Net, 40},
-	{"segment unlinked while pinned", &planted.UnlinkPinned, Backlog, 60},
 }
 
 // TestPlantedBugs: the checker finds each bug that is put in, within the stated number of

@@ -30,6 +30,7 @@ type Profile struct {
 	KillAt, PowerAt        time.Duration // processes die, alone or with the power
 	StopAt                 time.Duration // processes end cleanly
 	DownFor                time.Duration // at most
+	Spite                  float64       // how often the power goes just after a delivery
 	StallAt, StallFor      time.Duration // nodes stand still
 	SlowAt, FullAt, JumpAt time.Duration // disks, clocks
 	AdminAt                time.Duration // purges, deletions
@@ -54,11 +55,13 @@ func ProfileOf(kind string, rng *rand.Rand) Profile {
 	pick := func(of ...int) int { return of[rng.IntN(len(of))] }
 	p := Profile{
 		Nodes: pick(1, 3, 3, 3, 5), Shards: pick(1, 1, 2), Publishers: 1 + rng.IntN(3), Consumers: 1 + rng.IntN(4),
-		Burst: pick(1, 3, 10), Pause: time.Duration(pick(10, 40, 150)) * time.Millisecond, Body: pick(200, 200, 3000), BodyMax: 8 << 10,
+		Burst: pick(1, 3, 10), Pause: time.Duration(pick(10, 40, 150)) * time.Millisecond,
+		Body: pick(200, 200, 3000), BodyMax: 8 << 10,
 		Duration: time.Duration(5+rng.IntN(15)) * time.Second,
 		WALFile:  int64(pick(64, 128)) << 10, WALFiles: pick(1, 2, 4), Segment: int64(pick(32, 128)) << 10,
 		TailCache: int64(pick(1, 64, 1024)) << 10, CheckpointEntries: uint64(pick(20, 100, 1000)),
-		Drift: 0.01 * rng.Float64(), Scatter: 0.3, Session: 4 * time.Second, KeeperLag: 30 * time.Millisecond, KeeperLate: 0.3 * rng.Float64() * rng.Float64(), DownFor: time.Duration(pick(100, 1000, 4000)) * time.Millisecond,
+		Drift: 0.01 * rng.Float64(), Scatter: 0.3, Session: 4 * time.Second, KeeperLag: 30 * time.Millisecond,
+		KeeperLate: 0.3 * rng.Float64() * rng.Float64(), DownFor: time.Duration(pick(100, 1000, 4000)) * time.Millisecond,
 	}
 	switch kind {
 	case Single, Backlog:
@@ -88,8 +91,8 @@ func ProfileOf(kind string, rng *rand.Rand) Profile {
 	case Backlog:
 		p.Body, p.WALFile, p.WALFiles, p.Segment, p.TailCache = 3000, 64<<10, 1, 32<<10, 1
 		p.Pause, p.Burst, p.Consumers, p.Duration = 10*time.Millisecond, 3, 4, 8*time.Second
-		p.ConsumeFrom, p.KeeperLate, p.Scatter = time.Duration(rng.IntN(2000))*time.Millisecond, 0.5, 0.95
-		p.KillAt, p.StopAt, p.Session, p.KeeperLag = some(1000, 6000), some(2000, 8000), 300*time.Millisecond, 40*time.Millisecond
+		p.ConsumeFrom, p.KeeperLate, p.Scatter = time.Duration(rng.IntN(2000))*time.Millisecond, 0.4, 0.95
+		p.KillAt, p.StopAt, p.Session, p.KeeperLag = some(1000, 6000), some(2000, 8000), time.Second, 30*time.Millisecond
 		return p
 	}
 	if kind != Disk {
@@ -108,6 +111,7 @@ func ProfileOf(kind string, rng *rand.Rand) Profile {
 	if kind != Net {
 		p.KillAt, p.PowerAt, p.StopAt = some(1000, 6000), some(1000, 6000), some(2000, 8000)
 		p.SlowAt, p.FullAt = some(1500, 6000), some(1500, 6000)
+		p.Spite = pickShare(rng, 0.01)
 	}
 	return p
 }

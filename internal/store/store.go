@@ -10,7 +10,6 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"github.com/sluicemq/sluice/internal/planted"
 	"github.com/sluicemq/sluice/internal/vfs"
 )
 
@@ -172,9 +171,7 @@ func (s *Store) acquire(id SegID) (*segment, error) {
 
 // release gives up a reference; the last one unlinks the file.
 func (s *Store) release(g *segment) {
-	if n := g.refs.Add(-1); n > 0 && !planted.UnlinkPinned {
-		return
-	} else if n > 0 && g.listed { // only read
+	if n := g.refs.Add(-1); n > 0 {
 		return
 	} else if n < 0 {
 		panic("store: segment unpinned too often")
