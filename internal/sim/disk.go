@@ -49,7 +49,9 @@ func (d *disk) count(op vfs.Op) {
 	case op.Kind != vfs.OpCreate && op.Kind != vfs.OpRename && op.Kind != vfs.OpRemove:
 		return
 	}
-	w.say("disk %d: %v %s %s", d.n.id, op.Kind, op.Path, op.To)
+	if w.Watch == (About{}) {
+		w.say("disk %d: %v %s %s", d.n.id, op.Kind, op.Path, op.To)
+	}
 }
 
 // cutPower ends the process together with the disk's memory of unsynced writes: none,
