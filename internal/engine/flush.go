@@ -103,7 +103,9 @@ func (k *Keeper) move(s *Shard, from, to uint64, done store.Flushed) error {
 		edit.AddSegment(meta)
 	}
 	if done.WALSeq > 0 {
-		edit.SetFlushed(s.ID(), done)
+		// A start that flushes files again may have applied less than the one before it.
+		was := k.store.Flushed(s.ID())
+		edit.SetFlushed(s.ID(), store.Flushed{WALSeq: max(was.WALSeq, done.WALSeq), Index: max(was.Index, done.Index)})
 	}
 	if !edit.Empty() {
 		if err := k.store.Install(&edit); err != nil {

@@ -5,6 +5,7 @@ import (
 
 	"github.com/sluicemq/sluice/internal/msg"
 	"github.com/sluicemq/sluice/internal/queue"
+	"github.com/sluicemq/sluice/internal/store"
 	"github.com/sluicemq/sluice/internal/vfs"
 )
 
@@ -66,5 +67,26 @@ func TestRetireAfterRestarts(t *testing.T) {
 	err := r.Each(&d, func(msg.Offset, *msg.Record) error { found++; return nil })
 	if err != nil || found != 1 {
 		t.Fatalf("%d messages found (%v), 1 was stored", found, err)
+	}
+}
+
+// TestFlushedOnlyGrows: a start that flushes a file again, and has applied less by then than
+// the one that did it first, doesn't forget up to where segments reach. Until it has come
+// so far, what lies beyond looks as if nobody needed it.
+func TestFlushedOnlyGrows(t *testing.T) {
+	n := openNode(t, vfs.NewMem())
+	defer func() { _ = n.Close() }()
+	s := n.Queues()[0]
+	want := store.Flushed{WALSeq: 29, Index: 249}
+	var e store.Edit
+	e.SetFlushed(1, want)
+	if err := n.store.Install(&e); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.keeper.flush(s, 22, 0); err != nil {
+		t.Fatal(err)
+	}
+	if got := n.store.Flushed(1); got != want {
+		t.Fatalf("flushed up to %+v, was %+v", got, want)
 	}
 }
