@@ -541,7 +541,7 @@ func (e engineSink) Hungry(p queue.Pool) {
 	e.s.mu.Lock()
 	var list []*Consumer
 	for c := range e.s.consumers {
-		if c.base.Messages == p {
+		if c.base.Messages == p || c.base.Bytes == p {
 			list = append(list, c)
 		}
 	}

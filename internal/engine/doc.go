@@ -26,6 +26,14 @@
 // settled. At start, and when either side's leader changes, the source asks and begins
 // again from there.
 //
+// # Consumers of other nodes
+//
+// What a consumer holds is known by its node's gateway (gateway.go), so it outlives the
+// shard's leader. If the leader is on this node the consumer is in the dispatch itself,
+// else a proxy of it is in the leader's (leader.go, proxy.go), and both sides talk by
+// Messages, which the network may lose: see Message. Everything there is done on shard
+// loops, but for Message.Load, which reads the records that a delivery carries.
+//
 // # Upkeep
 //
 // One goroutine per node (Keeper) moves what is still unsettled in the oldest WAL file

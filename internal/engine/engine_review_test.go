@@ -114,7 +114,7 @@ func volatileShard(t *testing.T) (*Shard, *Keeper) {
 	m := New(Config{Shard: VolatileShard, Volatile: true, Store: st})
 	mem := &memory{m: m, now: time.Now}
 	m.Bind(mem)
-	s := &Shard{shard.NewWith(VolatileShard, mem), m}
+	s := newShard(shard.NewWith(VolatileShard, mem), m)
 	s.Start()
 	s.Call(func() {}) // its first turn makes it lead
 	k := newKeeper(st, slog.Default(), 2, 1)

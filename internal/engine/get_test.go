@@ -30,7 +30,7 @@ func (l *leased) Turn() bool {
 func TestGetNeedsLease(t *testing.T) {
 	m := New(Config{Shard: 1})
 	loop := &leased{m: m}
-	s := &Shard{shard.NewWith(1, loop), m}
+	s := newShard(shard.NewWith(1, loop), m)
 	m.Bind(loop)
 	apply := func(build func(b *msg.Builder)) {
 		var b msg.Builder

@@ -2,6 +2,9 @@ package engine
 
 import (
 	"log/slog"
+	"maps"
+	"slices"
+	"time"
 
 	"github.com/sluicemq/sluice/internal/msg"
 	"github.com/sluicemq/sluice/internal/planted"
@@ -29,6 +32,8 @@ type Machine struct {
 	aside    *quarantine
 
 	core    Submitter // set by Bind
+	links   links     // the same, or nil
+	shard   *Shard    // what sessions see of it
 	leading bool
 	flushed uint64 // WAL files up to here were flushed before this start
 	op      msg.Op
@@ -42,10 +47,36 @@ type Machine struct {
 	cut         cut
 	lossy       bool     // keys of the checkpoint are lost
 	suspect     *suspect // while a replay goes on behind a loss
+
+	cluster  Cluster // nil: there is this node alone
+	link     uint64
+	now      func() time.Time
+	term     uint64 // that this node led last
+	ticks    int
+	gw       gateway
+	peers    map[uint64]*remoteGateway // by node; while leading
+	deadline time.Time                 // of the gathering
+	running  bool                      // in Dispatch.Run
+	wanting  []*proxy                  // starved by the last run
+	granted  []*proxy                  // perhaps with credit left
+	joiners  []*Consumer               // new ones, to be admitted by Drive
+	gathered []func()                  // wait for the end of the gathering
+	// taken is what this node's sessions settle by submissions that they will make.
+	taken laneSets
+	// returning is hidden since a counted return of this node is on its way, which was
+	// submitted in an earlier term.
+	returning laneSets
 }
 
 // Submitter takes operations of the machine's own that may wait for company.
 type Submitter interface{ Submit(s shard.Sub) }
+
+// links is what a Submitter also is that has a link to other nodes; see shard.Core.
+type links interface {
+	Pending(fn func(seq uint64, sub msg.Submission))
+	LastSeq() uint64
+	LinkApplied(link uint64) uint64
+}
 
 // counted is a requeue on a log that counts deliveries, in the order of its commands.
 type counted struct {
@@ -64,6 +95,11 @@ type Config struct {
 	aside    *quarantine  // where what can't be read is put
 	// TailCache is how many bytes of recent chunks are kept for consumers.
 	TailCache int64
+	// Cluster reaches the other nodes; nil without any. Link is this node's, see
+	// shard.LinkID; Now the monotonic clock, default time.Now.
+	Cluster Cluster
+	Link    uint64
+	Now     func() time.Time
 }
 
 // New returns an empty machine; Restore and RestoreDone fill it.
@@ -76,7 +112,7 @@ func New(c Config) *Machine {
 		ledger:  queue.NewLedger(),
 		places:  places{lanes: map[lane]*place{}},
 		tail:    tail{budget: c.TailCache},
-		returns: map[msg.LogID][]counted{}, retiring: map[msg.LogID]bool{},
+		returns: map[msg.LogID][]counted{}, retiring: map[msg.LogID]bool{}, taken: laneSets{},
 	}
 	if c.Volatile {
 		m.tail.budget = 0
@@ -84,6 +120,11 @@ func New(c Config) *Machine {
 	if c.Store != nil && !c.Volatile {
 		m.flushed = c.Store.Flushed(c.Shard).WALSeq
 	}
+	m.cluster, m.link, m.now = c.Cluster, c.Link, c.Now
+	if m.now == nil {
+		m.now = time.Now
+	}
+	m.shard = &Shard{m: m}
 	m.dispatch = queue.NewDispatch(m.ledger, m)
 	m.give = m.deliver
 	m.ledger.OnFreeing(m.freeParts)
@@ -91,7 +132,10 @@ func New(c Config) *Machine {
 }
 
 // Bind tells the machine where its own operations go.
-func (m *Machine) Bind(s Submitter) { m.core = s }
+func (m *Machine) Bind(s Submitter) {
+	m.core = s
+	m.links, _ = s.(links)
+}
 
 // Locate implements queue.Locator.
 func (m *Machine) Locate(log msg.LogID, n uint8, off msg.Offset, most uint64) (queue.Source, uint64, uint64) {
@@ -129,6 +173,7 @@ func (m *Machine) Apply(c *shard.Command) (res shard.Result) {
 			}
 			m.applyAppend(c, sub, i, op, &res)
 		case msg.OpHold:
+			m.settledBy(c, op)
 			if newly := m.ledger.Hold(op.Tx, op.Log, op.Lane, op.Ranges); m.leading {
 				m.dispatch.Hold(op.Log, op.Lane, newly)
 			}
@@ -137,11 +182,12 @@ func (m *Machine) Apply(c *shard.Command) (res shard.Result) {
 		case msg.OpSweep:
 			m.applySweep(op.Tx.Node, op.Tx.Incarnation)
 		case msg.OpSettle:
+			m.settledBy(c, op)
 			for _, r := range op.Ranges {
 				m.settle(op.Log, op.Lane, r, op.Reason)
 			}
 		case msg.OpReturn:
-			m.applyReturn(op)
+			m.applyReturn(c, op)
 		case msg.OpReserve:
 			m.ledger.Reserve(op.Log, op.Lane, op.Upto)
 			if m.leading {
@@ -368,11 +414,18 @@ func (m *Machine) countDead(l *place, ln *queue.Lane, r msg.Range) {
 	}
 }
 
-func (m *Machine) applyReturn(op *msg.Op) {
+func (m *Machine) applyReturn(c *shard.Command, op *msg.Op) {
 	for _, r := range op.Ranges {
 		m.ledger.Return(op.Log, op.Lane, r, op.Count)
 	}
-	if q := m.returns[op.Log]; m.leading && len(q) > 0 {
+	if p := m.elsewhere(c); p != nil {
+		p.returned(op.Log, op.Lane, op.Ranges)
+		return
+	}
+	if m.leading && len(m.returning) > 0 && c.Local { // of an earlier term
+		m.unhide(op.Log, op.Lane, m.returning.take(op.Log, op.Lane, op.Ranges))
+	}
+	if q := m.returns[op.Log]; m.leading && len(q) > 0 && q[0].lane == op.Lane && slices.Equal(q[0].rs, op.Ranges) {
 		m.dispatch.Return(&q[0].c.Consumer, op.Log, q[0].lane, q[0].rs)
 		q[0].c.fed()
 		if len(q) == 1 {
@@ -407,11 +460,16 @@ func (m *Machine) applyDelete(log msg.LogID) {
 	returns := m.returns[log]
 	delete(m.returns, log)
 	if !m.leading {
+		for _, c := range m.own() {
+			if c.Log == log {
+				m.canceled(c)
+			}
+		}
 		return
 	}
 	for _, c := range m.dispatch.Drop(log) {
 		ec := c.User.(Based).Base()
-		ec.attached = false
+		ec.attached, ec.wants = false, false
 		ec.Sink.Canceled(ec)
 	}
 	for _, r := range returns { // nothing comes back, but the credit does
@@ -421,20 +479,46 @@ func (m *Machine) applyDelete(log msg.LogID) {
 	m.answerGets(log)
 }
 
-// Lead implements shard.Machine.
-func (m *Machine) Lead(uint64) {
-	m.leading = true
-	clear(m.returns)
+// Lead implements shard.Machine. Consumers of this node come back at once, those of
+// others are waited for.
+func (m *Machine) Lead(term uint64) {
+	m.leading, m.term = true, term
 	clear(m.retiring)
-	m.dispatch.Start(false)
+	var live []uint64
+	if m.cluster != nil {
+		live = m.cluster.Live()
+	}
+	m.dispatch.Start(len(live) > 0 || len(m.gw.consumers) > 0)
+	m.rejoin()
 	if m.out != nil {
 		m.out.lead()
+	}
+	if len(live) > 0 {
+		m.beginGather(live)
+	} else {
+		m.peers = nil
+		m.endGather()
 	}
 }
 
 // Follow implements shard.Machine.
 func (m *Machine) Follow() {
 	m.leading = false
+	for _, c := range m.own() {
+		c.attached = false
+		if c.joining != nil && m.cluster == nil { // there will be no other leader
+			m.joined(c, ErrStopped)
+		}
+	}
+	for _, log := range slices.Sorted(maps.Keys(m.returns)) {
+		for _, r := range m.returns[log] { // the next leader sees to the messages
+			r.c.feed(int64(rangesCount(r.rs)), 0)
+		}
+	}
+	clear(m.returns)
+	m.peers, m.wanting, m.granted, m.joiners = nil, nil, nil, nil
+	m.runGathered()
+	m.forgetGets(func(c *Consumer) bool { _, is := c.User.(*proxy); return is })
 	m.failGets()
 	if m.out != nil {
 		m.out.follow()
@@ -450,7 +534,16 @@ func (m *Machine) Drive(b *msg.Builder) bool {
 	if m.out != nil {
 		m.out.drive()
 	}
+	m.maybeEndGather()
+	if len(m.joiners) > 0 && !m.dispatch.Gathering() {
+		m.admit()
+	}
+	m.running = true
 	more := m.dispatch.Run(deliveriesPerTurn, m.give)
+	m.running = false
+	if len(m.peers) > 0 {
+		m.askWants(more)
+	}
 	more = m.trimLater() || more
 	m.tryGets()
 	if b.Len() < reserveBytes { // else what is there is proposed first

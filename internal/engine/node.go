@@ -90,20 +90,6 @@ type NodeConfig struct {
 	transport func(Transport) Transport
 }
 
-// Replicas says which nodes hold the same shards; the zero value is this one alone.
-type Replicas struct {
-	Node   uint64   // this one, default 1
-	Voters []uint64 // all at the first start, default Node; what they are later the shards know
-	Join   bool     // this one has no part yet and is taken in later
-	Sender shard.Sender
-	// Transport carries what shards owe each other; default within this node.
-	Transport Transport
-	Files     Peers // nil: logs are kept for whoever is behind
-	// LagEntries and LagBytes are shard.Config's.
-	LagEntries uint64
-	LagBytes   int64
-}
-
 // Stepping lets one goroutine drive a node over a time of its own, as simulations do.
 type Stepping struct {
 	// Pause is called, over and over, by whoever waits: for a shard's loop, for an
@@ -337,7 +323,7 @@ func (n *Node) openShards(cfg NodeConfig, shards int, found *store.Recovery) err
 		peers[i] = uint32(i + 1)
 	}
 	for _, id := range peers {
-		m := New(Config{Shard: id, Store: n.store, WAL: n.wal, Log: cfg.Log, aside: n.aside, TailCache: cfg.TailCache})
+		m := New(n.machineConfig(cfg, id))
 		sh, err := n.openShard(cfg, id, m, func() error { return m.RestoreDone(runs[id]) }, m.Lose)
 		if err != nil {
 			return err
@@ -356,7 +342,7 @@ func (n *Node) openShards(cfg NodeConfig, shards int, found *store.Recovery) err
 			m.reportLive()
 			return err
 		}
-		s := &Shard{sh, m}
+		s := newShard(sh, m)
 		m.BindOutboxes(s, cfg.via(n), sh.Core().LinkApplied, peers)
 		n.queues = append(n.queues, s)
 		n.keeper.all = append(n.keeper.all, sh)
@@ -364,7 +350,7 @@ func (n *Node) openShards(cfg NodeConfig, shards int, found *store.Recovery) err
 	vm := New(Config{Shard: VolatileShard, Volatile: true, Store: n.store, Log: cfg.Log, aside: n.aside})
 	mem := &memory{m: vm, now: time.Now}
 	vm.Bind(mem)
-	n.volatile = &Shard{shard.NewWith(VolatileShard, mem), vm}
+	n.volatile = newShard(shard.NewWith(VolatileShard, mem), vm)
 	if s := cfg.Stepping; s != nil {
 		mem.now = s.Wall
 		n.volatile.Stepped(s.Pause)
@@ -423,12 +409,16 @@ func (n *Node) openShard(cfg NodeConfig, id uint32, m shard.Machine, loaded func
 	}
 	load := &loading{machine: m}
 	n.keeper.loads[id] = load
+	em, ok := m.(*Machine)
+	if ok {
+		sc.Ticked = em.Tick
+	}
 	step := cfg.Stepping
 	if step == nil {
 		return shard.New(sc, r)
 	}
 	sc.Now, sc.Wall = step.Now, step.Wall
-	if em, ok := m.(*Machine); ok && step.Wrap != nil {
+	if ok && step.Wrap != nil {
 		sc.Machine = step.Wrap(id, m, em.ledger)
 		load.machine = sc.Machine
 	}

@@ -260,7 +260,7 @@ func (o *outboxes) restart(b *outbox) {
 }
 
 func (o *outboxes) attach(b *outbox) {
-	if err := o.m.dispatch.Attach(&b.cons.Consumer); err != nil {
+	if err := o.m.dispatch.Reattach(&b.cons.Consumer); err != nil { // nobody else has it, ever
 		o.m.log.Error("outbox not consumed", "shard", o.m.id, "target", b.target, "err", err)
 		return
 	}

@@ -16,6 +16,7 @@ import (
 const (
 	srcTail uint8 = 1 // Ref: number in the tail, Pos: of the operation in the submission
 	srcRun  uint8 = 2 // in a segment; found by log, lane and offset
+	srcPeer uint8 = 3 // Ref: of the records that came with the delivery
 )
 
 type lane struct {

@@ -64,6 +64,10 @@ func (r *Reader) dropBlock() {
 func (r *Reader) Each(d *queue.Delivery, fn func(off msg.Offset, rec *msg.Record) error) error {
 	base := d.Consumer.User.(Based).Base()
 	r.bad.reset(d.Log, d.Lane)
+	if d.Src.Kind == srcPeer { // the leader's node has looked after damage
+		b, _ := base.takeRecords(d.Src.Ref)
+		return eachRecord(b, &r.rec, d, fn)
+	}
 	err := r.read(base.shard.m, lane{d.Log, d.Lane}, d.First, d.Count, d.Src, fn)
 	if len(r.bad.list) == 0 {
 		return err

@@ -3,6 +3,7 @@ package engine
 import (
 	"errors"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/sluicemq/sluice/internal/buf"
@@ -40,6 +41,7 @@ type Consumer struct {
 	inflight map[uint8]*queue.Set // by lane
 	attached bool
 	counts   bool // the log counts deliveries
+	elsewhere
 }
 
 func (c *Consumer) hold(n uint8, r msg.Range) {
@@ -82,8 +84,17 @@ func (c *Consumer) letGo(n uint8, rs []msg.Range) (held []msg.Range, count uint6
 // Shard is a shard of queues as sessions see it.
 type Shard struct {
 	*shard.Shard
-	m *Machine
+	m   *Machine
+	ids atomic.Uint64 // of consumers that were given none
 }
+
+func newShard(s *shard.Shard, m *Machine) *Shard {
+	m.shard.Shard = s
+	return m.shard
+}
+
+// Hear hands over a message about consumers from the same shard of another node.
+func (s *Shard) Hear(x *Message) { s.Post(func() { s.m.Hear(x) }) }
 
 // Machine returns the shard's machine, for functions that run on its loop.
 func (s *Shard) Machine() *Machine { return s.m }
@@ -91,6 +102,9 @@ func (s *Shard) Machine() *Machine { return s.m }
 // NewConsumer makes a consumer of a log, whose User is a Based; Attach or Get put it
 // to use.
 func (s *Shard) NewConsumer(c queue.Consumer, sink Sink) *Consumer {
+	if c.ID == 0 {
+		c.ID = s.ids.Add(1) | 1<<63
+	}
 	return &Consumer{Consumer: c, Sink: sink, shard: s}
 }
 
@@ -105,29 +119,24 @@ func (c *Consumer) fed() {
 }
 
 // Attach lets c receive; ready is called on the loop after the checks and before
-// anything is delivered. Errors are those of queue.Dispatch.Attach.
+// anything is delivered. Errors are those of queue.Dispatch.Attach. It waits for a leader
+// that knows who consumes the log, so it may take as long as a change of leader.
 func (s *Shard) Attach(c *Consumer, ready func()) error {
-	err := ErrStopped
-	s.Call(func() {
-		if !s.m.leading {
-			return
-		}
-		if s.m.retiring[c.Log] {
-			err = queue.ErrUnknownLog
-		} else if err = s.m.dispatch.Attach(&c.Consumer); err == nil {
-			c.attached = true
-			p, _ := s.m.ledger.Profile(c.Log)
-			c.counts = p.CountDeliveries
-			ready()
-		}
-	})
+	answer := make(chan shard.Result, 1)
+	if !s.Call(func() { s.m.attach(c, ready, func(err error) { answer <- shard.Result{Err: err} }) }) {
+		return ErrStopped
+	}
+	err := s.Await(answer).Err
+	if errors.Is(err, shard.ErrStopped) {
+		return ErrStopped
+	}
 	return err
 }
 
 // Retire keeps consumers from a log that has none, since it will be deleted; false if it
 // has some or is retired already. Unretire takes it back.
 func (s *Shard) Retire(log msg.LogID) (yes bool) {
-	s.Call(func() {
+	s.whenGathered(func() {
 		m := s.m
 		if m.leading && !m.retiring[log] && m.dispatch.Counts(log).Consumers == 0 {
 			m.retiring[log], yes = true, true
@@ -141,10 +150,19 @@ func (s *Shard) Unretire(log msg.LogID) { s.Call(func() { delete(s.m.retiring, l
 
 // Detach ends deliveries to c; what is in flight stays so.
 func (s *Shard) Detach(c *Consumer) {
-	s.Call(func() { s.m.detach(c) })
+	s.Call(func() {
+		if !s.m.leading && c.wants {
+			s.m.toLeader(&Message{Kind: MsgDetach, Consumer: c.ID})
+		}
+		s.m.detach(c)
+	})
 }
 
 func (m *Machine) detach(c *Consumer) {
+	c.wants = false
+	if c.joining != nil {
+		m.joined(c, ErrStopped)
+	}
 	if c.attached {
 		c.attached = false
 		m.dispatch.Detach(&c.Consumer)
@@ -157,18 +175,23 @@ func (s *Shard) Release(c *Consumer) {
 	s.Call(func() {
 		m := s.m
 		m.detach(c)
-		m.waitingGets = slices.DeleteFunc(m.waitingGets, func(g *get) bool { return g.c == c })
-		if !m.leading {
-			return
-		}
-		for n, set := range c.inflight {
-			if rs := set.AppendRanges(nil, 0, queue.NoOffset); len(rs) > 0 {
-				m.giveBack(c, n, rs)
+		m.forgetGets(func(o *Consumer) bool { return o == c })
+		if m.leading {
+			for _, h := range c.holding() {
+				m.giveBack(c, h.Lane, h.Ranges)
 			}
+			c.fed()
+		} else if m.cluster != nil {
+			m.releaseElsewhere(c)
 		}
+		delete(m.gw.consumers, c.ID)
 		c.inflight = nil
-		c.fed()
+		c.dropRecords()
 	})
+}
+
+func (m *Machine) forgetGets(of func(c *Consumer) bool) {
+	m.waitingGets = slices.DeleteFunc(m.waitingGets, func(g *get) bool { return of(g.c) })
 }
 
 // giveBack makes messages ready again; where deliveries count that is a command first.
@@ -178,9 +201,7 @@ func (m *Machine) giveBack(c *Consumer, n uint8, rs []msg.Range) {
 		m.dispatch.Release(c.Log, n, rs)
 	case c.counts:
 		m.returns[c.Log] = append(m.returns[c.Log], counted{c, n, rs})
-		var b msg.Builder
-		b.Return(c.Log, n, true, rs)
-		m.core.Submit(shard.Sub{Chunk: b.Finish()})
+		m.submitReturn(c.Log, n, rs)
 	default:
 		m.dispatch.Return(&c.Consumer, c.Log, n, rs)
 	}
@@ -190,7 +211,10 @@ func (m *Machine) giveBack(c *Consumer, n uint8, rs []msg.Range) {
 func (s *Shard) Kick(cs ...*Consumer) {
 	s.Post(func() {
 		for _, c := range cs {
-			if c.attached && s.m.leading {
+			switch {
+			case !s.m.leading:
+				s.m.grant(c)
+			case c.attached:
 				s.m.dispatch.Kick(&c.Consumer)
 			}
 		}
@@ -243,16 +267,29 @@ func (s *Shard) Settle(list []Settled, lazy bool, done shard.Completer, token ui
 // Take frees the credit of what a list settles and hides it until it is settled or
 // given back; nothing is written. It reduces the list to what is in flight. No entry may
 // be a requeue.
-func (s *Shard) Take(list []Settled) { s.Call(func() { s.m.settleSoft(list) }) }
+func (s *Shard) Take(list []Settled) {
+	s.Call(func() {
+		m := s.m
+		m.settleSoft(list)
+		if m.cluster == nil {
+			return
+		}
+		for _, x := range list { // until a submission has it, only this tells of it
+			m.taken.add(x.Consumer.Log, x.Lane, x.Ranges)
+		}
+	})
+}
 
 // GiveBack makes ready again what Take took.
 func (s *Shard) GiveBack(list []Settled) {
 	s.Post(func() {
-		if !s.m.leading {
-			return
-		}
 		for _, x := range list {
-			s.m.dispatch.Release(x.Consumer.Log, x.Lane, x.Ranges)
+			s.m.taken.take(x.Consumer.Log, x.Lane, x.Ranges)
+			if s.m.leading {
+				s.m.dispatch.Release(x.Consumer.Log, x.Lane, x.Ranges)
+			} else {
+				s.m.toLeader(&Message{Kind: MsgReturn, Consumer: x.Consumer.ID, Claims: []Claim{{Log: x.Consumer.Log, Lane: x.Lane, Ranges: x.Ranges}}})
+			}
 		}
 	})
 }
@@ -279,7 +316,10 @@ func (m *Machine) settleSoft(list []Settled) (reduced bool) {
 			x.Ranges, reduced = held, true
 		}
 		switch {
-		case !m.leading || n == 0:
+		case n == 0:
+			continue
+		case !m.leading:
+			m.settleElsewhere(c, x, held, n)
 			continue
 		case x.Requeue:
 			m.giveBack(c, x.Lane, held)
@@ -301,9 +341,11 @@ type get struct {
 // is only called while the lease holds.
 func (s *Shard) Get(c *Consumer, token uint64) {
 	s.Post(func() {
-		p, _ := s.m.ledger.Profile(c.Log)
-		c.counts = p.CountDeliveries
+		s.m.know(c)
 		s.m.waitingGets = append(s.m.waitingGets, &get{c, token})
+		if !s.m.leading {
+			s.m.toLeader(&Message{Kind: MsgGet, Consumers: []Spec{c.spec()}, Token: token})
+		}
 		s.m.failGets()
 	})
 }
@@ -354,23 +396,35 @@ func (m *Machine) answerGets(log msg.LogID) {
 	m.waitingGets = kept
 }
 
-// Counts returns the figures of a log.
+// Counts returns the figures of a log, during a gathering at its end.
 func (s *Shard) Counts(log msg.LogID) (c queue.Counts, err error) {
-	if !s.Call(func() { c = s.m.dispatch.Counts(log) }) {
-		return c, ErrStopped
+	if !s.whenGathered(func() { c = s.m.dispatch.Counts(log) }) {
+		return queue.Counts{}, ErrStopped
 	}
 	return c, nil
+}
+
+// whenGathered runs fn on the loop when it is known what is in flight, and waits for it.
+func (s *Shard) whenGathered(fn func()) bool {
+	done := make(chan shard.Result, 1)
+	ok := s.Call(func() {
+		s.m.whenGathered(func() {
+			fn()
+			done <- shard.Result{}
+		})
+	})
+	return ok && s.Await(done).Err == nil
 }
 
 // purgeRanges is how many ranges of offsets one submission of a purge settles, so that
 // it fits anywhere and takes no turn for itself.
 const purgeRanges = 4096
 
-// Purge settles all that is ready in a log and returns how many messages that were,
-// when it is durable. What can't be settled is ready again.
+// Purge settles all that is ready in a log, during a gathering at its end, and returns how
+// many messages that were, when it is durable. What can't be settled is ready again.
 func (s *Shard) Purge(log msg.LogID) (n uint64, err error) {
 	var held []queue.Held
-	if !s.Call(func() { held = s.m.dispatch.HoldAll(log) }) {
+	if !s.whenGathered(func() { held = s.m.dispatch.HoldAll(log) }) {
 		return 0, ErrStopped
 	}
 	for i, h := range held {

@@ -99,14 +99,17 @@ func (d *Dispatch) Claim(c *Consumer, lane uint8, ranges []msg.Range) (refused [
 }
 
 // ClaimLeaving hides until Settled what an earlier term settled, by a submission that is
-// still on its way. Ranges as for Claim; those that are neither unclaimed nor ready are
-// left alone.
-func (d *Dispatch) ClaimLeaving(log msg.LogID, lane uint8, ranges []msg.Range) {
-	if ln := d.laneOf(log, lane); ln != nil {
-		n, _ := ln.claim(ranges, ln.ledger.tail)
-		ln.leaving += n
-		d.activate(ln.log)
+// still on its way. Ranges as for Claim; refused are those that are neither unclaimed nor
+// ready: they are left alone.
+func (d *Dispatch) ClaimLeaving(log msg.LogID, lane uint8, ranges []msg.Range) (refused []msg.Range) {
+	ln := d.laneOf(log, lane)
+	if ln == nil {
+		return ranges
 	}
+	n, refused := ln.claim(ranges, ln.ledger.tail)
+	ln.leaving += n
+	d.activate(ln.log)
+	return refused
 }
 
 // laneOf returns the state of a lane, made if the ledger has its log; else nil.

@@ -167,7 +167,7 @@ func (c *Core) applyPart(index uint64, i int, p msg.Part, ch *buf.Chunk, pos wal
 	}
 	local := p.Link == c.cfg.Link
 	res := c.cfg.Machine.Apply(&Command{
-		Index: index, Part: i, TimeMS: c.timeMS, Sub: p.Sub, Chunk: ch, Pos: pos, Local: local,
+		Index: index, Part: i, TimeMS: c.timeMS, Sub: p.Sub, Chunk: ch, Pos: pos, Link: p.Link, Local: local,
 	})
 	if !local {
 		if source, ok := OutboxSource(p.Link); ok && c.leading && c.cfg.Moved != nil {

@@ -97,6 +97,8 @@ type Config struct {
 	Now       func() time.Time // default time.Now
 	// Wall is the wall clock, if Now isn't to be taken for it.
 	Wall func() time.Time
+	// Ticked is called at each tick, by the owner of the Core. May be nil.
+	Ticked func()
 	// Post hands a function to the owner of the Core, from any goroutine.
 	Post func(func())
 	// PostHere is Post for the answer to a small write: it may run the function, and
@@ -366,6 +368,17 @@ func (c *Core) Offer(parts []msg.Part) {
 	}
 }
 
+// Pending calls fn with each submission of this node that has not been applied here, and
+// its sequence in the node's link, in order.
+func (c *Core) Pending(fn func(seq uint64, sub msg.Submission)) {
+	for i, s := range c.pending.subs[c.pending.at:] {
+		fn(c.pending.head+uint64(i), s.Chunk.Bytes())
+	}
+}
+
+// LastSeq returns the sequence in the node's link of what was submitted last.
+func (c *Core) LastSeq() uint64 { return c.pending.head + uint64(c.pending.len()) - 1 }
+
 // Missing tells that the leader of a term found a gap in the offers of this node's link:
 // it has everything before the sequence want. They are offered again from there on.
 func (c *Core) Missing(term, want uint64) {
@@ -406,6 +419,9 @@ func (c *Core) Receive(m *pb.Message, bodies []Body) {
 func (c *Core) Tick() {
 	if c.suspect == nil { // which would else ask for votes
 		c.rn.Tick()
+	}
+	if c.cfg.Ticked != nil {
+		c.cfg.Ticked()
 	}
 	c.sworn--
 	c.tendSnapshots()

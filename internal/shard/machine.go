@@ -17,6 +17,8 @@ type Command struct {
 	Chunk *buf.Chunk
 	// Pos is where Sub lies in the WAL.
 	Pos wal.Position
+	// Link is that of the node which submitted it, 0 for the leader's own.
+	Link uint64
 	// Local says that the submission came from this node; its Result is then used.
 	Local bool
 }

@@ -227,10 +227,19 @@ func (s *Shard) await(happened func() bool) bool {
 	return true
 }
 
-// Await returns the first result that is sent on ch: of a submission's Completer.
+// Await returns the first result that is sent on ch, of a submission's Completer; with
+// ErrStopped if the shard has ended without one.
 func (s *Shard) Await(ch <-chan Result) (res Result) {
 	if s.pause == nil {
-		return <-ch
+		select {
+		case res = <-ch:
+			return res
+		case <-s.done:
+		}
+		if !arrived(ch, &res) {
+			res.Err = ErrStopped
+		}
+		return res
 	}
 	if !s.await(func() bool { return arrived(ch, &res) }) {
 		res.Err = ErrStopped
