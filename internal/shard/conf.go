@@ -32,7 +32,9 @@ var (
 )
 
 // ConfChange says which raft ids change their role. A node begins as a learner and may
-// vote when it has caught up. Several changes together happen at once.
+// vote when it has caught up. Learners may come together, voters only come or go one at
+// a time: a restarted node may have forgotten that the last change was committed, and
+// its majority must still share a node with that of the newer configuration.
 type ConfChange struct{ Learn, Vote, Remove []uint64 }
 
 // ProposeConf orders a change. It returns before that is applied: see Conf.
@@ -52,8 +54,12 @@ func (c *Core) ProposeConf(ch ConfChange) error {
 	if len(cc.Changes) == 0 {
 		return fmt.Errorf("%w: nothing changes", ErrConf)
 	}
-	if _, err := changeConf(c.log.conf, cc, c.log.last()); err != nil {
+	conf, err := changeConf(c.log.conf, cc, c.log.last())
+	if err != nil {
 		return err
+	}
+	if n := differing(c.log.conf.Voters, conf.Voters); n > 1 {
+		return fmt.Errorf("%w: %d voters at a time", ErrConf, n)
 	}
 	if err := c.rn.ProposeConfChange(cc); err != nil {
 		return fmt.Errorf("%w: %w", ErrNotLeader, err)
@@ -64,6 +70,21 @@ func (c *Core) ProposeConf(ch ConfChange) error {
 	}
 	c.confAt = c.log.last()
 	return nil
+}
+
+// differing counts the ids that are in one list only.
+func differing(a, b []uint64) (n int) {
+	for _, id := range a {
+		if !slices.Contains(b, id) {
+			n++
+		}
+	}
+	for _, id := range b {
+		if !slices.Contains(a, id) {
+			n++
+		}
+	}
+	return n
 }
 
 func (ch ConfChange) encode() *pb.ConfChangeV2 {

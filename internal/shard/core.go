@@ -150,14 +150,15 @@ type Core struct {
 	links links
 	clock clock
 
-	pending  pending           // this node's submissions, not applied yet
-	offered  []offer           // of other nodes, for the leader to propose
-	expect   map[uint64]uint64 // per link, the last proposed sequence; while leading
-	parked   map[uint64]*payload
-	incoming map[entryKey]*payload // bodies that arrived with the message being stepped
-	gen      uint64                // last proposal number
-	inflight int                   // proposals between Propose and durable
-	builder  msg.Builder           // the leader's own operations
+	pending     pending           // this node's submissions, not applied yet
+	offered     []offer           // of other nodes, for the leader to propose
+	expect      map[uint64]uint64 // per link, the last proposed sequence; while leading
+	parked      map[uint64]*payload
+	incoming    map[entryKey]*payload // bodies that arrived with the message being stepped
+	gen         uint64                // last proposal number
+	savedCommit uint64                // the commit index that was last written
+	inflight    int                   // proposals between Propose and durable
+	builder     msg.Builder           // the leader's own operations
 
 	lead    uint64 // raft id of the leader, 0 if unknown
 	leading bool   // this node leads and its first entry is applied

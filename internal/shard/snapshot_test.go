@@ -136,6 +136,9 @@ func TestMembership(t *testing.T) {
 	if err := l.core.ProposeConf(ConfChange{Vote: []uint64{4}}); !errors.Is(err, ErrBehind) {
 		t.Fatalf("a vote for nobody: %v", err)
 	}
+	if err := l.core.ProposeConf(ConfChange{Remove: []uint64{1, 2}}); !errors.Is(err, ErrConf) {
+		t.Fatalf("two at a time: %v", err)
+	}
 	if err := l.core.ProposeConf(ConfChange{Remove: []uint64{1, 2, 3}}); !errors.Is(err, ErrConf) {
 		t.Fatalf("nobody left: %v", err)
 	}
@@ -165,9 +168,10 @@ func TestMembership(t *testing.T) {
 	if c.installed == 0 {
 		t.Fatal("the learner came without a snapshot")
 	}
-	gone := c.nodes[c.leader().id%3]
+	must(ConfChange{Vote: []uint64{4}}, conf([]uint64{1, 2, 3, 4}, nil))
+	gone := c.nodes[c.leader().id%4]
 	rest := slices.DeleteFunc([]uint64{1, 2, 3, 4}, func(id uint64) bool { return id == gone.id })
-	must(ConfChange{Vote: []uint64{4}, Remove: []uint64{gone.id}}, conf(rest, nil))
+	must(ConfChange{Remove: []uint64{gone.id}}, conf(rest, nil))
 	c.write(3)
 	for _, n := range c.nodes[:4] {
 		n.power.cut()

@@ -255,12 +255,17 @@ func (c *Core) storageAppend(m *pb.Message) {
 	for _, e := range m.GetEntries() {
 		c.addEntry(req, e)
 	}
+	termOrVote := false
 	if hs := hardStateOf(m); hs != nil {
-		termOrVote := hs.GetTerm() != c.log.hs.GetTerm() || hs.GetVote() != c.log.hs.GetVote()
+		termOrVote = hs.GetTerm() != c.log.hs.GetTerm() || hs.GetVote() != c.log.hs.GetVote()
 		c.log.hs = pb.HardState{Term: hs.Term, Vote: hs.Vote, Commit: hs.Commit}
-		if termOrVote || len(req.records) > 0 && !c.Alone() {
-			req.add(c.stateRecord(), 0)
-		}
+	}
+	// What was committed before these entries came must not be forgotten with them: a
+	// restarted node whose configuration is two changes old could elect another leader.
+	commits := len(req.records) > 0 && !c.Alone() && c.log.hs.GetCommit() > c.savedCommit
+	if termOrVote || commits {
+		req.add(c.stateRecord(), 0)
+		c.savedCommit = min(c.log.hs.GetCommit(), c.log.last())
 	}
 	if len(req.records) == 0 {
 		if len(req.resps) == 0 {

@@ -14,7 +14,9 @@ var (
 	// ErrFailed: a write or sync failed. It is final for this Log: the kernel may
 	// have dropped the dirty pages, so nothing is ever written to that file again
 	// and every later append gets the same error. The cause is wrapped.
-	ErrFailed = errors.New("wal: failed for good")
+	// ErrVersion: a file has a format that this release does not know.
+	ErrVersion = errors.New("wal: format version")
+	ErrFailed  = errors.New("wal: failed for good")
 	// ErrNoSpace: no room for another file. The append wasn't completed, though
 	// its first records may be durable if it is larger than a group. The same
 	// records may be submitted again, and go through once files were released or

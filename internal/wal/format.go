@@ -140,7 +140,7 @@ func parseFileHeader(b []byte) (fileHeader, error) {
 		return fileHeader{}, fmt.Errorf("%w: checksum", errHeader)
 	}
 	if v := le.Uint32(b[8:]); v != formatVersion { // whoever wrote it meant it
-		return fileHeader{}, fmt.Errorf("format version %d is not known, only %d", v, formatVersion)
+		return fileHeader{}, fmt.Errorf("%w: %d is not known, only %d", ErrVersion, v, formatVersion)
 	}
 	h := fileHeader{
 		seq: le.Uint64(b[16:]), salt: le.Uint64(b[24:]), firstGroup: le.Uint64(b[32:]),

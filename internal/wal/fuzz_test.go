@@ -2,6 +2,7 @@ package wal
 
 import (
 	"bytes"
+	"errors"
 	"path/filepath"
 	"testing"
 
@@ -71,6 +72,12 @@ func FuzzRecover(f *testing.F) {
 		disk := sound.Clone()
 		applyPatches(t, disk, paths, patches)
 		rep, err := Verify(disk, testDir, nil)
+		if errors.Is(err, ErrVersion) { // a sound header of another format: whoever wrote it meant it
+			if _, _, err := Open(testOptions(disk)); !errors.Is(err, ErrVersion) {
+				t.Fatalf("Verify doesn't know the format, Open says %v", err)
+			}
+			return
+		}
 		if err != nil {
 			t.Fatal(err)
 		}
