@@ -220,6 +220,9 @@ func (b *Broker) prepare() error {
 		if err == nil {
 			err = b.reconcile()
 		}
+		if err == nil {
+			b.meta.making.Clear() // all logs are there
+		}
 		done <- err
 	}()
 	for {

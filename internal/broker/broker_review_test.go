@@ -203,6 +203,16 @@ func TestPartFailureIsItsPublishers(t *testing.T) {
 	if c.bad {
 		t.Error("the next flush failed too")
 	}
+	// A refusal overtakes the answer to an earlier flush.
+	c.pub.done.Completed(1, 11|partialBit, shard.Result{Err: shard.ErrTooLarge})
+	c.pub.done.Completed(1, 10, shard.Result{})
+	if c.bad {
+		t.Error("the failure was told to the flush before")
+	}
+	c.pub.done.Completed(1, 11, shard.Result{})
+	if !c.bad || c.pub.done.some.Load() != 0 {
+		t.Error("a flush is confirmed of which a part was refused")
+	}
 }
 
 // TestBlockedUntilTheLastReason: one shard that can write again does not let publishers
@@ -281,5 +291,29 @@ func TestIDsOfQueuesAreNotInternal(t *testing.T) {
 		if msg.IsInternal(id) {
 			t.Errorf("id %#x of a queue is taken for an internal log's", id)
 		}
+	}
+}
+
+// TestNotConfirmedBeforeTheLogIsThere: a queue is visible to routing a moment before its
+// log is made. What is published to it in between is stored nowhere, so it isn't
+// confirmed either.
+func TestNotConfirmedBeforeTheLogIsThere(t *testing.T) {
+	b := openOn(t, vfs.NewMem())
+	defer func() { _ = b.Close() }()
+	c := newClient(t, b, "c")
+	q := route.Queue{Name: "q", VHost: "/", Type: route.Classic, Durable: true, Shard: 1}
+	r, err := b.define(meta.DeclareQueue{Queue: q})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.publishOne(t, "q", 1) {
+		t.Error("confirmed, and stored nowhere")
+	}
+	c.declare(t, QueueSpec{Name: "q", Durable: true}) // makes what is missing
+	if !c.publishOne(t, "q", 2) {
+		t.Error("not confirmed when the log is there")
+	}
+	if n, err := b.node.Shard(1).Counts(r.Queue.ID); err != nil || n.Ready != 1 {
+		t.Errorf("%d ready, %v", n.Ready, err)
 	}
 }

@@ -2,6 +2,7 @@ package broker
 
 import (
 	"log/slog"
+	"sync"
 	"sync/atomic"
 
 	"github.com/sluicemq/sluice/internal/berr"
@@ -17,8 +18,11 @@ type metaMachine struct {
 	catalog  *meta.Catalog
 	table    atomic.Pointer[route.Table]
 	accounts atomic.Pointer[accounts]
-	cut      []shard.KV
-	log      *slog.Logger
+	// making holds the log ids of queues that are in the table while their logs may not
+	// be there yet: what is routed to one meanwhile is not confirmed.
+	making sync.Map
+	cut    []shard.KV
+	log    *slog.Logger
 }
 
 func newMetaMachine(log *slog.Logger) *metaMachine {
@@ -74,6 +78,12 @@ func (m *metaMachine) publish(changes []meta.Change) {
 	}
 	e := m.table.Load().Edit()
 	for _, c := range changes {
+		switch c.Kind {
+		case meta.QueuePut:
+			m.making.Store(c.Queue.ID, true)
+		case meta.QueueDeleted:
+			m.making.Delete(c.Queue.ID)
+		}
 		meta.ApplyChange(e, c)
 	}
 	m.table.Store(e.Done())

@@ -41,7 +41,7 @@ type slot struct {
 
 // Publisher returns a new publisher of the session.
 func (s *Session) Publisher() *Publisher {
-	p := &Publisher{s: s, done: completer{sink: s.sink}, token: 1}
+	p := &Publisher{s: s, done: completer{sink: s.sink, making: &s.b.meta.making}, token: 1}
 	p.scratch.Seed(rand.Uint64())
 	return p
 }

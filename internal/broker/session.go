@@ -67,7 +67,7 @@ func (b *Broker) Open(id Identity, sink Sink) (*Session, error) {
 		b: b, id: id, sink: sink, consumers: map[*Consumer]struct{}{}, gets: map[getKey]*Consumer{},
 		settles: map[*engine.Shard][]engine.Settled{},
 	}
-	s.done.sink = sink
+	s.done.sink, s.done.making = sink, &b.meta.making
 	b.mu.Lock()
 	b.sessions[s] = struct{}{}
 	b.mu.Unlock()
@@ -246,6 +246,7 @@ func (s *Session) ensure(q *route.Queue) error {
 	if err != nil {
 		return berr.Wrap(berr.Unavailable, err, "queue '%s' not made", q.Name)
 	}
+	s.b.meta.making.Delete(q.ID) // answered after all that came before
 	return nil
 }
 

@@ -35,7 +35,8 @@ type Keeper struct {
 	budget   int            // sealed WAL files that may wait
 	spill    int64          // bytes of the volatile shard's chunks
 
-	disk *disk // nil if nobody knows
+	disk   *disk       // nil if nobody knows
+	failed func(error) // told when the store failed for good; may be nil
 
 	cuts struct {
 		sync.Mutex
@@ -70,6 +71,14 @@ func newKeeper(st *store.Store, log *slog.Logger, budget int, spill int64) *Keep
 	}
 	k.snaps = newSnapshots(k, nil)
 	return k
+}
+
+// noteFailed tells that the store can't note any more what it has: no file of the
+// write-ahead log would ever be given back, and publishers would wait for that.
+func (k *Keeper) noteFailed(err error) {
+	if errors.Is(err, store.ErrFailed) && k.failed != nil {
+		k.failed(err)
+	}
 }
 
 func (k *Keeper) start() {
@@ -187,6 +196,7 @@ func (k *Keeper) writeCuts() {
 					break
 				}
 				k.cutErr.Store(&err)
+				k.noteFailed(err)
 				k.log.Warn("checkpoint not written, trying again", "shard", c.Shard, "err", err)
 				if !k.sleep(upkeepEvery) {
 					return

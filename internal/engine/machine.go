@@ -309,7 +309,7 @@ func (m *Machine) applyAppend(c *shard.Command, sub uint64, i int, op *msg.Op, r
 		case queue.Sealed:
 			res.Outcomes = append(res.Outcomes, shard.Outcome{Op: i, Target: k, Code: shard.Sealed})
 		case queue.Unknown:
-			res.Outcomes = append(res.Outcomes, shard.Outcome{Op: i, Target: k, Code: shard.Gone})
+			res.Outcomes = append(res.Outcomes, shard.Outcome{Op: i, Target: k, Log: t.Log, Code: shard.Gone})
 		case queue.Duplicate:
 			res.Outcomes = append(res.Outcomes, shard.Outcome{Op: i, Target: k, Code: shard.Duplicate, Offset: out.First})
 		case queue.Refused:

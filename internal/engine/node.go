@@ -60,7 +60,7 @@ type NodeConfig struct {
 	// Grown is told when the write-ahead log needs another file: a moment to look how
 	// much space is left. It must not block.
 	Grown func()
-	// Failed is told, once, when the write-ahead log failed for good: nothing can be
+	// Failed is told when the write-ahead log or the store failed for good: nothing can be
 	// confirmed any more, so the process should end.
 	Failed func(error)
 	// CheckpointBytes and CheckpointEntries are shard.Config's.
@@ -225,7 +225,7 @@ func (n *Node) open(cfg NodeConfig) error {
 	n.link = shard.LinkID(n.number, n.start)
 	n.keeper = newKeeper(st, cfg.Log, cfg.WALFiles, cfg.VolatileMemory)
 	n.keeper.aside, n.keeper.snaps.peers = n.aside, cfg.Replicas.Files
-	n.keeper.disk = disk
+	n.keeper.disk, n.keeper.failed = disk, cfg.Failed
 	opts := n.walOptions(cfg)
 	if s := cfg.Stepping; s != nil {
 		opts.Stepped, opts.Salt, n.keeper.pause = true, s.Salt, s.Pause

@@ -26,6 +26,7 @@ func (k *Keeper) retireFiles() {
 		default:
 		}
 		if err := k.retire(sealed[0]); err != nil {
+			k.noteFailed(err)
 			if !errors.Is(err, ErrStopped) && !errors.Is(err, errNeeded) {
 				k.log.Warn("write-ahead log file not flushed, trying again", "file", sealed[0].Seq, "err", err)
 			}

@@ -59,6 +59,7 @@ const (
 // Outcome of one target of one append operation.
 type Outcome struct {
 	Op, Target int
+	Log        msg.LogID // of the target, for Gone
 	Code       OutcomeCode
 	Offset     msg.Offset
 }
