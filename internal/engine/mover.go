@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/sluicemq/sluice/internal/msg"
+	"github.com/sluicemq/sluice/internal/planted"
 	"github.com/sluicemq/sluice/internal/queue"
 	"github.com/sluicemq/sluice/internal/shard"
 )
@@ -94,6 +95,12 @@ func (v *mover) offer(d *queue.Delivery) {
 			return err
 		}
 		fill(off)
+		switch {
+		case planted.OutboxTargetLost && off%8 == 5:
+			sub = v.pass
+		case planted.OutboxRerouted && d.Redelivered:
+			sub = reroute(sub)
+		}
 		parts = append(parts, msg.Part{Link: link, Seq: off + 1, Sub: sub})
 		next = off + 1
 		return nil
@@ -132,9 +139,15 @@ func (l local) Ask(source, target uint32) {
 	if t == nil {
 		return
 	}
-	t.Post(func() {
-		if t.m.leading {
-			t.m.out.tell(source, true)
+	t.Asked(source)
+}
+
+// Asked has the shard tell source how far it is with what that owes it, if it leads. For
+// any goroutine.
+func (s *Shard) Asked(source uint32) {
+	s.Post(func() {
+		if s.m.leading {
+			s.m.out.tell(source, true)
 		}
 	})
 }

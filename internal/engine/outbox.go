@@ -22,8 +22,8 @@ type Transport interface {
 	// Offer hands parts, which are in order, to the leader of target: Shard.Offer. It
 	// keeps the bytes.
 	Offer(target uint32, parts []msg.Part)
-	// Ask asks the leader of target how far it is with source; the answer goes to
-	// Shard.Answered with again set.
+	// Ask asks the leader of target how far it is with source: Shard.Asked; the answer
+	// goes to Shard.Answered with again set.
 	Ask(source, target uint32)
 	// Answer hands to the leader of source what target has applied: Shard.Answered.
 	Answer(source, target uint32, applied uint64, again bool)

@@ -26,7 +26,7 @@ var layers = []layer{
 	{path: "internal/meta", pure: true, sees: []string{"internal/berr", "internal/route"}},
 	{path: "internal/queue", pure: true, sees: []string{"internal/msg", "internal/planted"}},
 	{path: "internal/wal", sees: []string{"internal/planted", "internal/vfs"}},
-	{path: "internal/store", sees: []string{"internal/buf", "internal/msg", "internal/vfs"}},
+	{path: "internal/store", sees: []string{"internal/buf", "internal/msg", "internal/planted", "internal/vfs"}},
 	// shard knows raft and the log, not what a command means.
 	{path: "internal/shard", sees: []string{"internal/buf", "internal/hist", "internal/msg", "internal/planted", "internal/wal"}},
 	{path: "internal/engine", sees: []string{

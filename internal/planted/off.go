@@ -13,4 +13,8 @@ const (
 	LocationInLedger     = false
 	ReserveAfterDelivery = false
 	FollowerDrops        = false
+	UnlinkPinned         = false
+	OutboxTargetLost     = false
+	OutboxSentTwice      = false
+	OutboxRerouted       = false
 )

@@ -13,4 +13,8 @@ var (
 	LocationInLedger     bool // where the bytes lie finds its way into replicated state
 	ReserveAfterDelivery bool // offsets are reserved once they have been delivered
 	FollowerDrops        bool // a follower leaves out what is old by its own clock
+	UnlinkPinned         bool // a segment's file goes although somebody needs it
+	OutboxTargetLost     bool // now and then a transfer arrives empty
+	OutboxSentTwice      bool // a transfer that is offered again is taken again
+	OutboxRerouted       bool // a transfer that is offered again goes to another queue
 )

@@ -1,6 +1,9 @@
 package queue
 
 import (
+	"maps"
+	"slices"
+
 	"github.com/sluicemq/sluice/internal/msg"
 )
 
@@ -262,9 +265,11 @@ func (d *Dispatch) Reserved(log msg.LogID, lane uint8) {
 
 // ExactReserves calls fn for each lane whose reserved mark is beyond what may have been
 // delivered, with the mark that says so, for Ledger.ReserveExact at a clean stop.
-// Nothing may be delivered after it.
+// Nothing may be delivered after it. In the order of the logs' ids, so that the same run
+// makes the same command.
 func (d *Dispatch) ExactReserves(fn func(log msg.LogID, lane uint8, upto msg.Offset)) {
-	for _, g := range d.logs {
+	for _, id := range slices.Sorted(maps.Keys(d.logs)) {
+		g := d.logs[id]
 		for _, ln := range g.lanes {
 			if upto := max(ln.head, ln.mark); upto < ln.ledger.reserved {
 				fn(g.id, ln.number, upto)

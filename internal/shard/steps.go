@@ -72,7 +72,8 @@ func (c *Core) addOffers(room func(bytes int) bool, add func(msg.Part, *buf.Chun
 	for len(c.offered) > 0 {
 		o := c.offered[0]
 		switch next := c.expect[o.part.Link] + 1; {
-		case o.part.Seq == next, planted.LinkGapAccepted && o.part.Seq > next:
+		case o.part.Seq == next, planted.LinkGapAccepted && o.part.Seq > next,
+			planted.OutboxSentTwice && o.part.Link&outboxBit != 0 && o.part.Seq+1 == next:
 			if !room(len(o.part.Sub)) {
 				return
 			}

@@ -70,7 +70,8 @@ type publisher struct {
 	n       *node
 	inc     int
 	session uint64
-	open    int // messages of the session that are not confirmed
+	txs     uint64 // the session's number for transactions, whose way may be longer
+	open    int    // messages of the session that are not confirmed
 	pause   time.Duration
 }
 
@@ -79,7 +80,11 @@ func (b *publisher) run(p *proc) {
 		if b.n == nil || !b.n.up || b.n.inc != b.inc || b.w.chance(0.002) {
 			b.connect()
 		}
-		if b.n != nil && b.open < 200 {
+		switch {
+		case b.n == nil || b.open >= 200:
+		case b.w.p.Shards > 1 && b.w.chance(b.w.p.Tx):
+			b.commit()
+		default:
 			b.publish(1 + b.w.rng.IntN(b.w.p.Burst))
 		}
 	}
@@ -91,8 +96,8 @@ func (b *publisher) connect() {
 		b.n = nil
 		return
 	}
-	b.w.lastSession++
-	b.inc, b.session, b.open = b.n.inc, b.w.lastSession, 0
+	b.w.lastSession += 2
+	b.inc, b.session, b.txs, b.open = b.n.inc, b.w.lastSession, b.w.lastSession-1, 0
 }
 
 // batch is a submission of a publisher.
@@ -134,7 +139,6 @@ func (b *publisher) publish(count int) {
 			m.targets = append(m.targets, q.log)
 			per[q.shard] = append(per[q.shard], q.log)
 		}
-		body := bodyOf(m.id, w.p.Body, w.p.BodyMax)
 		for id := uint32(1); id <= uint32(w.p.Shards); id++ {
 			logs := per[id]
 			if len(logs) == 0 {
@@ -143,11 +147,7 @@ func (b *publisher) publish(count int) {
 			if builders[id] == nil {
 				builders[id], batches[id] = &msg.Builder{}, &batch{b: b, session: b.session}
 			}
-			targets := make([]msg.Target, len(logs))
-			for i, l := range logs {
-				targets[i].Log = l.id
-			}
-			builders[id].Append(targets, &msg.Envelope{Format: msg.FormatAMQP091, Key: []byte("key"), TimeMS: int64(m.id)}, body)
+			w.appendTo(builders[id], m, logs)
 			batches[id].list = append(batches[id].list, published{m, logs})
 			m.asked++
 			b.open++
@@ -159,6 +159,59 @@ func (b *publisher) publish(count int) {
 			b.n.eng.Shard(id).Submit(shard.Sub{Chunk: builders[id].Finish(), Done: batches[id]})
 		}
 	}
+	b.n.kick()
+}
+
+// appendTo adds a message for some logs of one shard.
+func (w *World) appendTo(b *msg.Builder, m *message, logs []*logRef) {
+	targets := make([]msg.Target, len(logs))
+	for i, l := range logs {
+		targets[i].Log = l.id
+	}
+	e := &msg.Envelope{Format: msg.FormatAMQP091, Key: []byte("key"), TimeMS: int64(m.id)}
+	b.Append(targets, e, bodyOf(m.id, w.p.Body, w.p.BodyMax))
+}
+
+// commit publishes a message to queues of several shards in one command: one shard gets
+// its part, and what it owes the others. Which one is fixed for a session, or its
+// transactions would not be in order.
+func (b *publisher) commit() {
+	w := b.w
+	per := map[uint32][]*logRef{}
+	m := &message{session: b.txs}
+	for _, q := range w.queues {
+		if q.log.made && w.chance(0.7) {
+			m.targets = append(m.targets, q.log)
+			per[q.shard] = append(per[q.shard], q.log)
+		}
+	}
+	if len(m.targets) == 0 {
+		return
+	}
+	m.id = uint64(len(w.check.messages) + 1)
+	w.check.messages = append(w.check.messages, m)
+	w.stats.Published++
+	w.stats.Transactions++
+	coord := uint32(b.txs/2%uint64(w.p.Shards)) + 1
+	var sub msg.Builder
+	for id := uint32(1); id <= uint32(w.p.Shards); id++ {
+		switch {
+		case len(per[id]) == 0:
+		case id == coord:
+			w.appendTo(&sub, m, per[id])
+		default:
+			inner := msg.Builder{Forced: true}
+			w.appendTo(&inner, m, per[id])
+			c := inner.Finish()
+			sub.Owe(id, c.Bytes())
+			c.Release()
+		}
+	}
+	m.asked++
+	b.open++
+	w.check.tell(About{Message: m.id}, "published in a transaction through node %d, session %d", b.n.id, b.txs)
+	done := &batch{b: b, session: b.session, list: []published{{m, per[coord]}}}
+	b.n.eng.Shard(coord).Submit(shard.Sub{Chunk: sub.Finish(), Done: done})
 	b.n.kick()
 }
 

@@ -98,11 +98,11 @@ func (nw *network) delay() time.Duration {
 func (nw *network) carry(p port, to int, load func() bool, arrive func(to *node)) {
 	w := nw.w
 	lane := [2]int{p.n.index, to}
-	if to < 0 || to >= len(w.nodes) || nw.blocked[lane] || w.chance(nw.loss) {
+	if to < 0 || to >= len(w.nodes) || nw.cut(lane) || w.chance(nw.loss) {
 		return
 	}
 	land := func() {
-		if n := w.nodes[to]; n.up && !nw.blocked[lane] {
+		if n := w.nodes[to]; n.up && !nw.cut(lane) {
 			arrive(n)
 		}
 	}
@@ -115,6 +115,42 @@ func (nw *network) carry(p port, to int, load func() bool, arrive func(to *node)
 			w.after(nw.delay()+w.between(0, 20*time.Millisecond), land)
 		}
 	})
+}
+
+// cut says whether nothing gets through; what stays on a node always does.
+func (nw *network) cut(lane [2]int) bool { return lane[0] != lane[1] && nw.blocked[lane] }
+
+// Offer implements engine.Transport: to who leads, as far as the sender can know.
+func (p port) Offer(target uint32, parts []msg.Part) {
+	p.toLeader(target, func(to *node) {
+		to.receive(target, func(s *shard.Shard) { s.Offer(parts) })
+	})
+}
+
+// Ask implements engine.Transport.
+func (p port) Ask(source, target uint32) {
+	p.toLeader(target, func(to *node) {
+		to.eng.Shard(target).Asked(source)
+		to.kick()
+	})
+}
+
+// Answer implements engine.Transport.
+func (p port) Answer(source, target uint32, applied uint64, again bool) {
+	p.toLeader(source, func(to *node) {
+		to.eng.Shard(source).Answered(target, applied, again)
+		to.kick()
+	})
+}
+
+// toLeader brings something to a shard's leader, now and then to another node.
+func (p port) toLeader(id uint32, arrive func(to *node)) {
+	w := p.n.w
+	to := w.rng.IntN(len(w.nodes))
+	if n := w.leader(id); n != nil && !(w.faulty && w.chance(0.05)) {
+		to = n.index
+	}
+	w.net.carry(p, to, nil, arrive)
 }
 
 // split cuts some of the nodes off from the others, or single directions.

@@ -23,6 +23,8 @@ type node struct {
 	stopping bool // cleanly
 	inc      int  // starts
 	procs    []*proc
+	ticks    int
+	moveDue  bool
 
 	stalled time.Duration // nothing runs before
 	turnDue bool
@@ -97,7 +99,7 @@ func (n *node) boot() {
 		FS: n.disk.fs(), Dir: "data", Log: slog.New(w.check.handler(n)), Shards: w.p.Shards,
 		WALFileBytes: w.p.WALFile, WALFiles: w.p.WALFiles, TailCache: w.p.TailCache,
 		CheckpointEntries: w.p.CheckpointEntries,
-		Replicas:          engine.Replicas{Node: n.id, Voters: voters, Sender: port{n, n.inc}, LagEntries: w.p.Lag},
+		Replicas:          engine.Replicas{Node: n.id, Voters: voters, Sender: port{n, n.inc}, Transport: port{n, n.inc}, LagEntries: w.p.Lag},
 		Stepping: &engine.Stepping{
 			Pause: n.pause(n.inc), Now: n.clock, Wall: n.wall, Salt: w.rng.Uint64() | 1, Wrap: n.wrap,
 			Store: store.Options{
@@ -119,7 +121,7 @@ func (n *node) boot() {
 		w.check.fail("start", "node %d does not start: %v", n.id, err)
 		return
 	}
-	n.up, n.walDue, n.turnDue, n.timer, n.stopping = true, false, false, false, false
+	n.up, n.walDue, n.turnDue, n.timer, n.moveDue, n.stopping = true, false, false, false, false, false
 	w.stats.Boots++
 	w.note(noteBoot, n.id, uint64(n.inc), 0)
 	jobs := []func(){n.upkeep, eng.WriteCuts}
@@ -217,6 +219,25 @@ func (n *node) turn() {
 		n.kick()
 	}
 	n.driveLog()
+	n.moveLater()
+}
+
+// moveLater lets what shards owe each other be read and sent, beside the loops.
+func (n *node) moveLater() {
+	if n.moveDue || n.w.p.Shards == 1 {
+		return
+	}
+	n.moveDue = true
+	inc := n.inc
+	n.w.after(n.w.between(10*time.Microsecond, 500*time.Microsecond), func() {
+		n.run(inc, func() {
+			n.moveDue = false
+			for _, s := range n.eng.Queues() {
+				s.Move()
+			}
+			n.crashed()
+		})
+	})
 }
 
 // driveLog lets the write-ahead log write a round when the disk is ready.
@@ -253,6 +274,11 @@ func (n *node) tickLater(inc int) {
 		n.run(inc, func() {
 			for _, s := range n.shards() {
 				s.Tick()
+			}
+			if n.ticks++; n.ticks%20 == 0 {
+				for _, s := range n.eng.Queues() {
+					s.LookAfterMoves()
+				}
 			}
 			if !n.crashed() {
 				n.kick()

@@ -24,6 +24,10 @@ var plants = []struct {
 	{"link gap accepted", &planted.LinkGapAccepted, Net, 40},
 	{"a location in the ledger", &planted.LocationInLedger, Peaceful, 10},
 	{"reservation after delivery", &planted.ReserveAfterDelivery, Single, 60},
+	{"segment unlinked while pinned", &planted.UnlinkPinned, Behind, 60},
+	{"outbox target lost", &planted.OutboxTargetLost, Mixed, 40},
+	{"outbox sent twice", &planted.OutboxSentTwice, Mixed, 60},
+	{"outbox re-routed on retry", &planted.OutboxRerouted, Mixed, 200},
 	{"a follower drops by its own clock", &planted.FollowerDrops, Net, 40},
 }
 

@@ -12,6 +12,7 @@ type Profile struct {
 	Session                time.Duration // of a consumer, at most
 	Burst                  int           // messages that a publisher sends at once, at most
 	Pause                  time.Duration // of a publisher
+	Tx                     float64       // how often it publishes to several shards at once or not at all
 	Body, BodyMax          int           // bytes, usually and at most
 	Duration               time.Duration // with faults; then all is well again
 	ConsumeFrom            time.Duration // nobody consumes before
@@ -78,6 +79,7 @@ func ProfileOf(kind string, rng *rand.Rand) Profile {
 	if p.Nodes == 1 {
 		p.Pause = time.Duration(pick(2, 10, 40)) * time.Millisecond
 	}
+	p.Tx = pickShare(rng, 1)
 	p.Queues = p.Shards * (1 + rng.IntN(3))
 	some := func(lo, hi int) time.Duration {
 		if rng.IntN(2) == 0 {

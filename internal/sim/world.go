@@ -4,6 +4,7 @@ import (
 	crand "crypto/rand"
 	"fmt"
 	"math/rand/v2"
+	"runtime/debug"
 	"strings"
 	"time"
 
@@ -49,7 +50,7 @@ type World struct {
 // Stats say how much a run did.
 type Stats struct {
 	Events, Boots, Kills, PowerCuts, Stops, Splits, Stalls, Jumps, FullDisks, SlowDisks int
-	Published, Confirms, Delivered, Settled, Attached, Purges, Deletions                int
+	Transactions, Published, Confirms, Delivered, Settled, Attached, Purges, Deletions  int
 	Leaders                                                                             int // terms in which a leader delivered
 	Segments, Recycled                                                                  int // files written, and given back
 	Snapshots, Copied                                                                   int // installed; bytes of files
@@ -69,6 +70,7 @@ func (s *Stats) Add(o Stats) {
 	s.Jumps += o.Jumps
 	s.FullDisks += o.FullDisks
 	s.SlowDisks += o.SlowDisks
+	s.Transactions += o.Transactions
 	s.Published += o.Published
 	s.Confirms += o.Confirms
 	s.Delivered += o.Delivered
@@ -136,13 +138,7 @@ func (w *World) Run() Result {
 	crand.Reader = rand.NewChaCha8(seed)
 	defer func() { crand.Reader = was }()
 	w.say("seed %d, %s: %+v", w.seed, w.kind, w.p)
-	w.start()
-	w.until(w.p.Duration, nil)
-	w.makePeace()
-	if !w.until(w.now+peaceMax, w.quiet) {
-		w.check.fail("stuck", "not everything comes to rest: %s", w.describe())
-	}
-	w.reckon()
+	w.play()
 	for _, n := range w.nodes {
 		for _, p := range n.procs {
 			p.kill()
@@ -154,6 +150,23 @@ func (w *World) Run() Result {
 	w.note(noteEnd, uint64(w.stats.Confirms), uint64(w.stats.Delivered), w.seq)
 	w.stats.Events = int(w.seq)
 	return Result{Seed: w.seed, Kind: w.kind, Trace: w.trace, Stats: w.stats, Found: w.check.found}
+}
+
+// play is the run itself. A panic is a finding like others; what runs as a coroutine then
+// is lost.
+func (w *World) play() {
+	defer func() {
+		if r := recover(); r != nil {
+			w.check.fail("panic", "%v\n%s", r, debug.Stack())
+		}
+	}()
+	w.start()
+	w.until(w.p.Duration, nil)
+	w.makePeace()
+	if !w.until(w.now+peaceMax, w.quiet) {
+		w.check.fail("stuck", "not everything comes to rest: %s", w.describe())
+	}
+	w.reckon()
 }
 
 // peaceMax is how long a healed cluster may take until nothing is left to do.
@@ -301,12 +314,23 @@ func (w *World) quiet() bool {
 		first := w.nodes[0].eng.Shard(id).Core().Applied()
 		for _, n := range w.nodes {
 			c := n.eng.Shard(id).Core()
-			if !n.up || c.Applied() != first || c.Applied() < ref.last.index || !c.Quiet() {
+			if !n.up || w.owes(n, id) || c.Applied() != first || c.Applied() < ref.last.index || !c.Quiet() {
 				return false
 			}
 		}
 	}
 	return true
+}
+
+// owes says whether something in a shard's outboxes has not arrived.
+func (w *World) owes(n *node, id uint32) bool {
+	for to := uint32(1); to <= uint32(w.p.Shards); to++ {
+		ln, ok := n.eng.Shard(id).Machine().Ledger().Lane(msg.OutboxLog(to), 0)
+		if ok && ln.Unsettled() > 0 {
+			return true
+		}
+	}
+	return false
 }
 
 func (w *World) describe() string {
@@ -359,10 +383,14 @@ func (w *World) reckon() {
 		return
 	}
 	for _, m := range w.check.messages {
+		missing := len(m.targets) - m.stored
 		for _, l := range m.targets {
-			if m.done == m.asked && !l.closing && l.last[m.session] < m.id {
-				w.check.failAbout(About{Log: l.id, Message: m.id}, "lost", "confirmed and not stored")
+			if l.closing {
+				missing = 0
 			}
+		}
+		if m.done == m.asked && missing != 0 {
+			w.check.failAbout(About{Message: m.id}, "lost", "confirmed, and missing in %d of %d queues", missing, len(m.targets))
 		}
 	}
 	for _, q := range w.queues {

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/sluicemq/sluice/internal/planted"
 	"github.com/sluicemq/sluice/internal/vfs"
 )
 
@@ -172,6 +173,10 @@ func (s *Store) acquire(id SegID) (*segment, error) {
 // release gives up a reference; the last one unlinks the file.
 func (s *Store) release(g *segment) {
 	if n := g.refs.Add(-1); n > 0 {
+		if planted.UnlinkPinned && !g.listed {
+			s.files.forget(g.meta.ID)
+			s.remove(g.path, false)
+		}
 		return
 	} else if n < 0 {
 		panic("store: segment unpinned too often")
