@@ -26,6 +26,7 @@ type Machine struct {
 	dispatch *queue.Dispatch
 	places   places
 	tail     tail
+	backs    backs
 	store    *store.Store
 	log      *slog.Logger
 	wal      *wal.Log // nil when volatile
@@ -112,6 +113,7 @@ func New(c Config) *Machine {
 		ledger:  queue.NewLedger(),
 		places:  places{lanes: map[lane]*place{}},
 		tail:    tail{budget: c.TailCache},
+		backs:   backs{budget: c.TailCache / 2},
 		returns: map[msg.LogID][]counted{}, retiring: map[msg.LogID]bool{}, taken: laneSets{},
 	}
 	if c.Volatile {

@@ -143,9 +143,12 @@ func (r *Reader) submission(m *Machine, sub uint64) (*buf.Chunk, error) {
 	if pos.Seq == 0 {
 		return nil, nil
 	}
-	c, err := m.readBack(pos)
-	if c == nil || err != nil {
-		return nil, err
+	var err error
+	if c = m.backs.get(pos); c == nil {
+		if c, err = m.readBack(pos); c == nil || err != nil {
+			return nil, err
+		}
+		m.backs.put(pos, c)
 	}
 	if r.last.c != nil {
 		r.last.c.Release()

@@ -303,8 +303,10 @@ func (d *Dispatch) Appended(log msg.LogID, lane uint8, first msg.Offset, n uint6
 
 // Kick tells that a pool which granted c nothing may have room again.
 func (d *Dispatch) Kick(c *Consumer) {
-	c.starved = false
-	d.enlist(c)
+	if c.starved { // else it is in line already, or has no credit
+		c.starved = false
+		d.enlist(c)
+	}
 }
 
 // Hold tells that the ledger gave ranges of a lane to a transaction (what Ledger.Hold
